@@ -1,0 +1,1 @@
+"""Examples: formats, loaders, the generated icon set, partition and scoring."""
