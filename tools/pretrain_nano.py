@@ -3,7 +3,7 @@
 Stage 0 trains the vision encoder to name the attributes of pictures of both domains, with separate heads for each
 domain. So the encoder is NOT naive to domain B, the domain of the federation: it has seen such pictures with
 attribute labels, though never a question or an answer about one. Stage 1 trains the connector and the language model
-on questions, answers and captions of domain A alone.
+on questions, answers and captions of domain A alone, and is stopped half-way down its schedule; the settings say why.
 
 Settings and log lie beside the modules, in tools/nano_pretraining. A killed run goes on from its last checkpoint.
 What is promised: every step's pictures and questions depend on the seed and the step's number alone, and the learning

@@ -24,7 +24,10 @@ class ModelSettings(Section):
 
 
 class StageSettings(Section):
+    """The learning rate falls over ``schedule_step_count``; a smaller ``step_count`` stops early."""
+
     step_count: int
+    schedule_step_count: int
     batch_size: int
     learning_rate: float
     weight_decay: float

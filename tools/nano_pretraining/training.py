@@ -28,7 +28,7 @@ def evaluation_seed(seed: int) -> int:
 def learning_rate(settings: StageSettings, step: int) -> float:
     """Linear warm-up, then a cosine down to a fiftieth; by step, never by time."""
     warmup = min(1.0, (step + 1) / settings.warmup_step_count)
-    cosine = 0.5 + 0.5 * math.cos(math.pi * step / settings.step_count)
+    cosine = 0.5 + 0.5 * math.cos(math.pi * step / settings.schedule_step_count)
     return settings.learning_rate * warmup * max(0.02, cosine)
 
 
