@@ -9,7 +9,7 @@ Settings and log lie beside the modules, in tools/nano_pretraining. A killed run
 What is promised: every step's pictures and questions depend on the seed and the step's number alone, and the learning
 rate on the step's number, so that a resumed run equals an undisturbed one, and the same machine with the same
 versions and thread count gives the same weights. Another machine, version or thread count rounds differently and
-gives other weights of the same quality.
+gives other weights.
 
     python tools/pretrain_nano.py --checkpoints build/nano
 """
