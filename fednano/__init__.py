@@ -1,0 +1,1 @@
+"""FedNano's library: what at least two of its rooms need."""

@@ -1,0 +1,1 @@
+"""The fednano command."""

@@ -1,0 +1,60 @@
+"""Opening a channel to a peer, and waiting until the peer says it serves."""
+
+import asyncio
+import time
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+
+from fednano.config import Security
+from fednano.errors import PeerUnavailable
+from fednano.rpc.server import read_pem
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+CHANNEL_OPTIONS = [
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # A channel of our own for each peer: no subchannel shared with a stranger's back-off.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def open_channel(address: str, security: Security) -> grpc.aio.Channel:
+    """A channel to ``address``; connecting happens on the first call, and again by itself whenever it is lost."""
+    if security.insecure:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=read_pem(security.tls_ca),
+        private_key=read_pem(security.tls_key),
+        certificate_chain=read_pem(security.tls_cert),
+    )
+    return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+
+
+async def wait_until_serving(channel: grpc.aio.Channel, service: str, peer: str, timeout_s: float) -> None:
+    """Returns once the peer's health is SERVING for ``service``; raises PeerUnavailable after ``timeout_s``."""
+    check = channel.unary_unary(
+        HEALTH_CHECK,
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    deadline = time.monotonic() + timeout_s
+    last = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            answer = await check(health_pb2.HealthCheckRequest(service=service), timeout=min(5.0, timeout_s))
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            last = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        except grpc.aio.AioRpcError as error:
+            last = f"{error.code().name} {error.details()}"
+        await asyncio.sleep(0.1)
+    raise PeerUnavailable(
+        f"{peer} does not serve {service} after {timeout_s:g} s ({last}); is it started, is the address right?",
+        peer=peer,
+    )

@@ -1,0 +1,131 @@
+"""Starting and stopping a gRPC server the same way in every service: health, reflection, errors, keepalive, grace."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from fednano.config import Security
+from fednano.errors import PeerUnavailable, SettingsInvalid
+from fednano.rpc.interceptor import ErrorInterceptor
+from fednano.telemetry import get_logger
+
+log = get_logger("rpc")
+
+SERVER_OPTIONS = [
+    # Clients ping every 30 s while a call is open, also when they compute for minutes.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Two services on one port would answer each other's calls.
+    ("grpc.so_reuseport", 0),
+]
+
+AddServicer = Callable[[grpc.aio.Server], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningServer:
+    """A server that is serving: where, and the health it reports."""
+
+    server: grpc.aio.Server
+    address: str
+    health: health_aio.HealthServicer
+
+
+@asynccontextmanager
+async def serving(
+    services: Mapping[str, AddServicer],
+    listen: str,
+    security: Security,
+    *,
+    grace_s: float,
+    ready_file: Path | None = None,
+) -> AsyncIterator[RunningServer]:
+    """Serves while the block runs; afterwards turns health to NOT_SERVING and gives open calls ``grace_s`` seconds.
+
+    ``services`` maps full names, such as "fednano.v1.SplitService", to what adds their servicer.
+    """
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
+    for add in services.values():
+        add(server)
+    health = await _add_health(server, list(services))
+    reflection.enable_server_reflection(
+        [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME], server
+    )
+    address = _bind(server, listen, security)
+    await server.start()
+    if ready_file is not None:
+        _write_atomically(ready_file, address)
+    log.info("serving", address=address, services=list(services), plaintext=security.insecure)
+    try:
+        yield RunningServer(server=server, address=address, health=health)
+    finally:
+        await health.enter_graceful_shutdown()
+        await server.stop(grace_s)
+        log.info("stopped", address=address)
+
+
+async def until_signalled() -> signal.Signals:
+    """Waits for SIGTERM or SIGINT; the one wait without a deadline, for it is the service's life."""
+    loop = asyncio.get_running_loop()
+    received: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def note(number: signal.Signals) -> None:
+        if not received.done():
+            received.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, note, number)
+    return await received
+
+
+async def _add_health(server: grpc.aio.Server, services: Sequence[str]) -> health_aio.HealthServicer:
+    health = health_aio.HealthServicer()
+    for name in ["", *services]:
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    return health
+
+
+def _bind(server: grpc.aio.Server, listen: str, security: Security) -> str:
+    host = listen.rpartition(":")[0]
+    try:
+        if security.insecure:
+            log.warning(
+                "plaintext", listen=listen, why="--insecure was given: nothing is encrypted, nobody is authenticated"
+            )
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, _server_credentials(security))
+    except RuntimeError as error:
+        raise PeerUnavailable(f"cannot listen on {listen}: is another process there? ({error})", peer=listen) from None
+    return f"{host}:{port}"
+
+
+def _server_credentials(security: Security) -> grpc.ServerCredentials:
+    key, certificate, authority = (read_pem(path) for path in (security.tls_key, security.tls_cert, security.tls_ca))
+    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=authority, require_client_auth=True)
+
+
+def read_pem(path: Path | None) -> bytes:
+    """The file's bytes; SettingsInvalid names a file that is missing or not set."""
+    if path is None or not path.is_file():
+        raise SettingsInvalid(
+            f"no certificate file at {path}: check --tls-ca, --tls-cert and --tls-key, or give --insecure"
+        )
+    return path.read_bytes()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(path.suffix + ".tmp")
+    draft.write_text(text)
+    draft.replace(path)

@@ -1,0 +1,1 @@
+"""Tensors and artifacts as messages, without a network."""

@@ -1,0 +1,1 @@
+"""The three services; each is started as python -m services.NAME."""

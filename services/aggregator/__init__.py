@@ -1,0 +1,1 @@
+"""The aggregator: runs, rounds, updates, and the Fisher merge."""

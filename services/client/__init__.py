@@ -1,0 +1,1 @@
+"""The client agent: NanoEdge, the private examples, the loss."""

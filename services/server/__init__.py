@@ -1,0 +1,1 @@
+"""The LLM server: the frozen language model behind SplitService."""
