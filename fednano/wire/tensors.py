@@ -82,7 +82,7 @@ def _block_count(element_count: int) -> int:
 
 
 def _raw_bytes(flat: Tensor) -> memoryview:
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _quantize(flat: Tensor) -> memoryview:
@@ -92,7 +92,7 @@ def _quantize(flat: Tensor) -> memoryview:
     # A scale of 0 is a block of zeros, or of numbers too small to divide by 127.
     steps = torch.where(scales > 0, blocks / scales, 0.0).round().nan_to_num(0.0).clamp(-127, 127)
     values = steps.to(torch.int8).reshape(-1)[: flat.numel()]
-    return memoryview(torch.cat([scales.reshape(-1).view(torch.uint8), values.view(torch.uint8)]).numpy())
+    return torch.cat([scales.reshape(-1).view(torch.uint8), values.view(torch.uint8)]).numpy().data
 
 
 def _dequantize(buffer: bytearray, element_count: int) -> Tensor:
