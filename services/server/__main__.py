@@ -1,0 +1,67 @@
+"""python -m services.server: serves the frozen language half of one model."""
+
+import asyncio
+import sys
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from fednano.config import read_settings
+from fednano.errors import LocalError, PeerUnavailable
+from fednano.model.language import LanguageModel, load_language_model
+from fednano.model.parts import resolve_model
+from fednano.rpc.server import serving, until_signalled
+from fednano.telemetry import configure_logging, get_logger
+from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server
+from services.server.model_thread import ModelThread
+from services.server.servicer import SERVICE, SplitServicer
+from services.server.settings import ServerSettings
+
+log = get_logger("server")
+
+
+def main() -> int:
+    """0 after a signal, 2 with one line on stderr for what the person who started it can set right."""
+    transformers_logging.disable_progress_bar()
+    try:
+        settings = read_settings(ServerSettings)
+        configure_logging("server", level=settings.log_level)
+        asyncio.run(serve(settings))
+    except (LocalError, PeerUnavailable) as error:
+        sys.stderr.write(f"services.server: {error.message}\n")
+        return 2
+    return 0
+
+
+async def serve(settings: ServerSettings) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    thread = ModelThread(
+        threads=settings.threads, max_queued=settings.max_queued_passes, timeout_s=settings.pass_timeout_s
+    )
+    try:
+        # Not in the model's thread, whose deadline is that of a pass: a large model takes minutes to read.
+        model = await asyncio.to_thread(_load, settings)
+        servicer = SplitServicer(model, thread, settings)
+        services = {SERVICE: lambda server: add_SplitServiceServicer_to_server(servicer, server)}
+        async with serving(
+            services,
+            settings.listen,
+            settings.security,
+            grace_s=settings.shutdown_grace_s,
+            ready_file=settings.ready_file,
+        ):
+            received = await until_signalled()
+            log.info("stopping", signal=received.name)
+    finally:
+        thread.close()
+
+
+def _load(settings: ServerSettings) -> LanguageModel:
+    folder = resolve_model(settings.model) / "server"
+    model = load_language_model(folder, getattr(torch, settings.compute_type), settings.device)
+    log.info("model_loaded", model=model.manifest.model, digest=model.manifest.digest, device=str(model.device))
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""One Decode stream: a batch of prompts, continued position by position over caches that end with the stream."""
+
+from fednano.errors import FieldInvalid, StreamMalformed
+from fednano.model.language import LanguageModel, OutputKind, check_decoding_lengths
+from fednano.telemetry import get_logger
+from fednano.v1 import split_service_pb2 as pb
+from fednano.v1 import tensor_pb2 as tpb
+from services.server import checks
+from services.server.frames import Frames, chunks_of
+from services.server.model_thread import ModelThread
+from services.server.passes import Encoded, finite_tensor, run_decode
+from services.server.settings import ServerSettings
+
+log = get_logger("server.decoding")
+
+DecodeFrames = Frames[pb.DecodeRequest, pb.DecodeResponse]
+
+
+class DecodeSession:
+    """The caches of one client's answers live here until the stream ends."""
+
+    def __init__(
+        self, frames: DecodeFrames, model: LanguageModel, thread: ModelThread, settings: ServerSettings
+    ) -> None:
+        self._frames = frames
+        self._model = model
+        self._thread = thread
+        self._settings = settings
+        self._encoding: tpb.Encoding.ValueType = tpb.ENCODING_RAW
+        self._state = model.start_decoding()
+
+    async def run(self) -> None:
+        """Returns when the client has closed its side."""
+        opening = await self._frames.opening()
+        if opening is None:
+            return
+        opened = opening.open_session if opening.HasField("open_session") else None
+        session = checks.check_open(opened, self._model.manifest.digest)
+        self._encoding = session.encoding
+        answer = pb.SessionOpened(max_pending_steps=self._settings.max_pending_steps)
+        await self._frames.send(pb.DecodeResponse(session_opened=answer))
+        log.info("decoding_opened", run=session.run)
+        while (request := await self._frames.next_header()) is not None:
+            if not request.HasField("step"):
+                raise StreamMalformed(f"{request.WhichOneof('frame') or 'an empty frame'} came where a step was due")
+            await self._step(request.step)
+
+    async def _step(self, step: pb.DecodeStep) -> None:
+        kind = self._check(step)
+        payload = await self._frames.payload(step.inputs_embeds)
+        spec, encoded = await self._thread.run(lambda: self._run(step, payload, kind))
+        await self._frames.send(pb.DecodeResponse(result=pb.DecodeResult(output=spec)))
+        for chunk in chunks_of(encoded):
+            await self._frames.send(pb.DecodeResponse(chunk=chunk))
+
+    def _check(self, step: pb.DecodeStep) -> OutputKind:
+        bound, lengths = self._settings.max_pass_tokens, tuple(step.sequence_lengths)
+        tokens = checks.check_embeds(step.inputs_embeds, self._model.hidden_size, bound)
+        check_decoding_lengths(self._state, lengths)
+        if sum(lengths) != tokens:
+            message = f"sequence_lengths must sum to the {tokens} rows of inputs_embeds"
+            raise FieldInvalid(message, field="sequence_lengths")
+        starts = [start or 0 for start in self._state.lengths] or [0] * len(lengths)
+        ends = [start + new for start, new in zip(starts, lengths, strict=True) if new]
+        checks.check_longest(max(ends), self._model)
+        if sum(ends) > bound:
+            message = f"a stream's caches hold at most {bound} tokens: decode fewer answers at a time"
+            raise FieldInvalid(message, field="sequence_lengths")
+        return checks.check_output_kind(step.output_kind)
+
+    def _run(self, step: pb.DecodeStep, payload: bytearray, kind: OutputKind) -> Encoded:
+        inputs_embeds_SD = finite_tensor(step.inputs_embeds, payload, "inputs_embeds")
+        lengths = tuple(step.sequence_lengths)
+        return run_decode(self._model, self._state, inputs_embeds_SD, lengths, kind, self._encoding)

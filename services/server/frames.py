@@ -1,0 +1,76 @@
+"""One stream's frames, each read and each written under a deadline."""
+
+import asyncio
+from collections.abc import AsyncIterable
+from typing import Generic, Protocol, TypeVar
+
+from fednano.errors import NoProgress, StreamMalformed
+from fednano.v1 import tensor_pb2 as tpb
+from fednano.wire.chunks import Assembly, split_chunks
+
+
+class Frame(Protocol):
+    """A request with the fields that StreamStepsRequest and DecodeRequest share."""
+
+    @property
+    def chunk(self) -> tpb.TensorChunk: ...
+
+
+RequestT = TypeVar("RequestT", bound=Frame)
+ResponseT = TypeVar("ResponseT", contravariant=True)
+
+
+class Writer(Protocol[ResponseT]):
+    """The writing end of a call; gRPC's servicer context is one."""
+
+    async def write(self, message: ResponseT, /) -> None: ...
+
+
+class Frames(Generic[RequestT, ResponseT]):
+    """Reads and writes the frames of one stream."""
+
+    def __init__(
+        self, requests: AsyncIterable[RequestT], writer: Writer[ResponseT], *, progress_s: float, idle_s: float
+    ) -> None:
+        self._requests = aiter(requests)
+        self._writer = writer
+        self._progress_s = progress_s
+        self._idle_s = idle_s
+
+    async def next_header(self) -> RequestT | None:
+        """The next frame, or None where the client has closed its side. NoProgress after the idle bound."""
+        return await self._read(self._idle_s, "the next request")
+
+    async def opening(self) -> RequestT | None:
+        return await self._read(self._progress_s, "the opening frame")
+
+    async def payload(self, spec: tpb.TensorSpec) -> bytearray:
+        """The bytes that the spec, which was checked, announces."""
+        assembly = Assembly(spec.size_bytes)
+        while not assembly.is_complete:
+            request = await self._read(self._progress_s, "a chunk")
+            if request is None:
+                raise StreamMalformed(f"the stream ended with {len(assembly.payload)} of {spec.size_bytes} bytes")
+            # An unset or other field reads as an empty chunk, which is refused.
+            assembly.add(request.chunk)
+        return assembly.payload
+
+    async def send(self, response: ResponseT) -> None:
+        """Raises NoProgress where the client does not read for too long."""
+        try:
+            async with asyncio.timeout(self._progress_s):
+                await self._writer.write(response)
+        except TimeoutError:
+            raise NoProgress(f"the client read nothing for {self._progress_s:g} s") from None
+
+    async def _read(self, timeout_s: float, what: str) -> RequestT | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await anext(self._requests, None)
+        except TimeoutError:
+            raise NoProgress(f"{what} did not come within {timeout_s:g} s; the session is closed") from None
+
+
+def chunks_of(payload: memoryview) -> list[tpb.TensorChunk]:
+    """All chunks of a payload, in order."""
+    return list(split_chunks(payload))

@@ -1,0 +1,88 @@
+"""SplitService between gRPC and the sessions; it translates and decides nothing but how many streams are open."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc.aio
+import torch
+
+from fednano.errors import ServerBusy
+from fednano.model.language import LanguageModel
+from fednano.v1 import split_service_pb2 as pb
+from fednano.v1 import split_service_pb2_grpc as rpc
+from fednano.v1 import tensor_pb2 as tpb
+from services.server.decoding import DecodeSession
+from services.server.frames import Frames
+from services.server.model_thread import ModelThread
+from services.server.session import StepSession
+from services.server.settings import ServerSettings
+
+SERVICE = pb.DESCRIPTOR.services_by_name["SplitService"].full_name
+_COMPUTE_TYPES = {
+    torch.float32: tpb.DATA_TYPE_FLOAT32,
+    torch.float16: tpb.DATA_TYPE_FLOAT16,
+    torch.bfloat16: tpb.DATA_TYPE_BFLOAT16,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SplitServicer(rpc.SplitServiceServicer):
+    """One for a process: all its streams share the model and its thread."""
+
+    def __init__(self, model: LanguageModel, thread: ModelThread, settings: ServerSettings) -> None:
+        self._model = model
+        self._thread = thread
+        self._settings = settings
+        self._open_streams = 0
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        del request, context
+        model = self._model
+        return pb.GetModelResponse(
+            model=pb.Model(
+                name=model.manifest.model,
+                digest=model.manifest.digest,
+                hidden_size=model.hidden_size,
+                vocab_size=model.vocab_size,
+                max_sequence_length=model.max_sequence_length,
+                max_pass_tokens=self._settings.max_pass_tokens,
+                compute_type=_COMPUTE_TYPES[model.dtype],
+            )
+        )
+
+    async def StreamSteps(
+        self, request_iterator: AsyncIterable[pb.StreamStepsRequest], context: Context
+    ) -> AsyncIterator[pb.StreamStepsResponse]:
+        with self._stream():
+            frames: Frames[pb.StreamStepsRequest, pb.StreamStepsResponse] = self._frames(request_iterator, context)
+            await StepSession(frames, self._model, self._thread, self._settings).run()
+        # The session has written every response itself, each under a deadline, which a yield could not have.
+        left: tuple[pb.StreamStepsResponse, ...] = ()
+        for response in left:
+            yield response
+
+    async def Decode(
+        self, request_iterator: AsyncIterable[pb.DecodeRequest], context: Context
+    ) -> AsyncIterator[pb.DecodeResponse]:
+        with self._stream():
+            frames: Frames[pb.DecodeRequest, pb.DecodeResponse] = self._frames(request_iterator, context)
+            await DecodeSession(frames, self._model, self._thread, self._settings).run()
+        left: tuple[pb.DecodeResponse, ...] = ()
+        for response in left:
+            yield response
+
+    def _frames(self, requests: AsyncIterable[Any], context: Context) -> Frames[Any, Any]:
+        progress_s, idle_s = self._settings.progress_timeout_s, self._settings.idle_timeout_s
+        return Frames(requests, context, progress_s=progress_s, idle_s=idle_s)
+
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        if self._open_streams >= self._settings.max_sessions:
+            raise ServerBusy(f"{self._open_streams} streams are open, which is this server's bound", retry_after_s=5.0)
+        self._open_streams += 1
+        try:
+            yield
+        finally:
+            self._open_streams -= 1

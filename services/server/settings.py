@@ -1,0 +1,23 @@
+"""The LLM server's settings; all bounds that a session is held to are here."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fednano.config import ServiceSettings
+
+
+class ServerSettings(ServiceSettings):
+    """What the LLM server needs beyond what every service needs."""
+
+    model: str = Field("nano", description="a preset's name, or the folder of a model that was cut in two")
+    device: str = Field("cpu", description="where the model runs, such as cpu or cuda:0")
+    compute_type: Literal["float32", "float16", "bfloat16"] = Field("float32", description="type the model computes in")
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads of a pass")
+    max_pass_tokens: int = Field(16_384, ge=1, description="most tokens of a pass, and of one stream's decoding caches")
+    max_pending_steps: int = Field(4, ge=1, description="most forward passes of a session that await their backward")
+    max_queued_passes: int = Field(64, ge=1, description="most passes, over all sessions, that wait for the model")
+    max_sessions: int = Field(64, ge=1, description="most streams open at one time")
+    pass_timeout_s: float = Field(300.0, gt=0, description="seconds a pass may take, waiting for the model included")
+    progress_timeout_s: float = Field(30.0, gt=0, description="seconds between two chunks of one tensor")
+    idle_timeout_s: float = Field(600.0, gt=0, description="seconds a session may ask for nothing before it is closed")
