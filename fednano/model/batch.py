@@ -1,0 +1,96 @@
+"""Examples as ids, and batches of them packed one after the other without padding.
+
+B: batch   S: tokens of a packed batch   P: image tokens   D: hidden size   N: answer positions
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedExample:
+    """An example as the edge computes with it.
+
+    ``prompt_ids`` holds the image's P placeholders, ``answer_ids`` ends with the token that ends an answer, and
+    ``image_embeds_PD`` comes from frozen pieces, so that it is computed once.
+    """
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    image_embeds_PD: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch:
+    """B sequences, one after the other, and where their outputs are wanted.
+
+    ``output_positions`` are positions in S that predict a token: for training, those before each answer token. The
+    last answer token is never an input, for nothing follows it. ``answer_ids_N`` and ``example_index_N`` say which
+    token is right there and which of the B examples it belongs to; both are empty for prompts alone.
+    """
+
+    token_ids_S: Tensor
+    is_image_S: Tensor
+    image_embeds_BPD: Tensor
+    sequence_lengths: tuple[int, ...]
+    output_positions: tuple[int, ...]
+    answer_ids_N: Tensor
+    example_index_N: Tensor
+
+    @property
+    def example_count(self) -> int:
+        return len(self.sequence_lengths)
+
+    @property
+    def example_index_S(self) -> Tensor:
+        """Which of the B examples each position belongs to."""
+        return torch.arange(self.example_count).repeat_interleave(torch.tensor(self.sequence_lengths))
+
+
+def pack(examples: Sequence[EncodedExample], image_token_id: int) -> PackedBatch:
+    """A batch to train on: prompts with their answers."""
+    sequences = [[*example.prompt_ids, *example.answer_ids[:-1]] for example in examples]
+    starts = _starts(sequences)
+    positions, owners = [], []
+    for index, (example, start) in enumerate(zip(examples, starts, strict=True)):
+        first = start + len(example.prompt_ids) - 1
+        positions += list(range(first, first + len(example.answer_ids)))
+        owners += [index] * len(example.answer_ids)
+    answers = [answer_id for example in examples for answer_id in example.answer_ids]
+    return _batch(examples, sequences, image_token_id, positions=positions, answers=answers, owners=owners)
+
+
+def pack_prompts(examples: Sequence[EncodedExample], image_token_id: int) -> PackedBatch:
+    """A batch to decode from: prompts alone, with one output each, at their last position."""
+    sequences = [list(example.prompt_ids) for example in examples]
+    positions = [end - 1 for end in accumulate(map(len, sequences))]
+    return _batch(examples, sequences, image_token_id, positions=positions, answers=[], owners=[])
+
+
+def _starts(sequences: Sequence[Sequence[int]]) -> list[int]:
+    return [0, *accumulate(map(len, sequences))][:-1]
+
+
+def _batch(
+    examples: Sequence[EncodedExample],
+    sequences: Sequence[Sequence[int]],
+    image_token_id: int,
+    *,
+    positions: list[int],
+    answers: list[int],
+    owners: list[int],
+) -> PackedBatch:
+    token_ids_S = torch.tensor([token_id for sequence in sequences for token_id in sequence], dtype=torch.long)
+    return PackedBatch(
+        token_ids_S=token_ids_S,
+        is_image_S=token_ids_S == image_token_id,
+        image_embeds_BPD=torch.stack([example.image_embeds_PD for example in examples]),
+        sequence_lengths=tuple(map(len, sequences)),
+        output_positions=tuple(positions),
+        answer_ids_N=torch.tensor(answers, dtype=torch.long),
+        example_index_N=torch.tensor(owners, dtype=torch.long),
+    )

@@ -1,0 +1,96 @@
+"""The client's half of the model: frozen pieces around the adapters, and the loss.
+
+C: colour channels   H, W: height and width in pixels   B: batch   S: tokens of a packed batch   M: tokens of a modality
+P: image tokens   D: hidden size   V: vocabulary   N: answer positions
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fednano.model.adapter import IMAGE, MODALITIES, TEXT, NanoAdapters
+from fednano.model.batch import PackedBatch
+from fednano.model.parts import EdgeParts
+
+OutputKind = Literal["hidden_states", "logits"]
+
+
+class LanguageHalf(Protocol):
+    """The frozen language model, in this process or behind the network."""
+
+    def forward(
+        self,
+        inputs_embeds_SD: Tensor,
+        sequence_lengths: Sequence[int],
+        output_positions: Sequence[int],
+        output_kind: OutputKind,
+    ) -> Tensor:
+        """[N, D] hidden states behind the final norm, or [N, V] logits; differentiable in ``inputs_embeds_SD``."""
+        ...
+
+
+class NanoEdge(nn.Module):
+    """Packed tokens to the language model's inputs, and its outputs to logits."""
+
+    def __init__(self, parts: EdgeParts, adapters: NanoAdapters) -> None:
+        super().__init__()
+        self.parts = parts
+        self.vision_encoder, self.connector = parts.vision_encoder, parts.connector
+        self.token_embedding, self.head = parts.token_embedding, parts.head
+        self.adapters = adapters
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """What to ask the language model for: logits only where the head is not held here."""
+        return "logits" if self.head is None else "hidden_states"
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """inputs_embeds_SD: each modality's embeddings through its adapter, put where its tokens stand."""
+        embeds_SD = torch.zeros(len(batch.token_ids_S), self.token_embedding.embedding_dim)
+        for modality in MODALITIES:
+            adapted_MD = self.adapters(self.frozen_embeds(batch, modality), modality)
+            embeds_SD = embeds_SD.index_copy(0, positions_of(batch, modality), adapted_MD)
+        return embeds_SD
+
+    @torch.no_grad()
+    def frozen_embeds(self, batch: PackedBatch, modality: str) -> Tensor:
+        """What the modality's adapter gets: [M, D], in the order of ``positions_of``."""
+        if modality == IMAGE:
+            return batch.image_embeds_BPD.flatten(0, 1)
+        embeds_MD: Tensor = self.token_embedding(batch.token_ids_S[~batch.is_image_S])
+        return embeds_MD
+
+    @torch.no_grad()
+    def next_embeds(self, token_ids_B: Tensor) -> Tensor:
+        """Tokens chosen while decoding as inputs [B, D]: text, so through the text adapter."""
+        embeds_BD: Tensor = self.adapters(self.token_embedding(token_ids_B), TEXT)
+        return embeds_BD
+
+    def logits(self, outputs_ND: Tensor) -> Tensor:
+        """[N, V] from what the language model returned for ``output_kind``."""
+        if self.head is None:
+            return outputs_ND
+        logits_NV: Tensor = self.head(outputs_ND)
+        return logits_NV
+
+    def answer_nll(self, language: LanguageHalf, inputs_embeds_SD: Tensor, batch: PackedBatch) -> Tensor:
+        """Each example's negative log-likelihood [B]: the sum over its answer's tokens."""
+        outputs = language.forward(inputs_embeds_SD, batch.sequence_lengths, batch.output_positions, self.output_kind)
+        nll_N = F.cross_entropy(self.logits(outputs), batch.answer_ids_N, reduction="none")
+        return torch.zeros(batch.example_count).index_add(0, batch.example_index_N, nll_N)
+
+
+@torch.no_grad()
+def image_embeds(parts: EdgeParts, pixels_BCHW: Tensor) -> Tensor:
+    """[B, P, D] through the frozen pieces: the same in every round, so that callers compute it once."""
+    embeds_BPD: Tensor = parts.connector(parts.vision_encoder(pixels_BCHW))
+    return embeds_BPD
+
+
+def positions_of(batch: PackedBatch, modality: str) -> Tensor:
+    """The positions in S that hold tokens of the modality, growing."""
+    mask_S = batch.is_image_S if modality == IMAGE else ~batch.is_image_S
+    return mask_S.nonzero().squeeze(1)

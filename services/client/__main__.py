@@ -1,0 +1,46 @@
+"""The edge client's process. Exit status: 0 when the run has ended, 2 for wrong settings or files, 1 otherwise."""
+
+import asyncio
+import sys
+from contextlib import suppress
+
+import torch
+
+from fednano.config import read_settings
+from fednano.errors import ExamplesInvalid, FednanoError, ModelInvalid, SettingsInvalid
+from fednano.rpc.server import serving, until_signalled
+from fednano.telemetry import configure_logging
+from services.client.agent import Agent
+from services.client.settings import ClientSettings
+
+
+def main() -> int:
+    try:
+        settings = read_settings(ClientSettings)
+        configure_logging(f"client {settings.client_id}", level=settings.log_level)
+        torch.set_num_threads(settings.threads)
+        asyncio.run(_live(settings))
+    except FednanoError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return 2 if isinstance(error, SettingsInvalid | ModelInvalid | ExamplesInvalid) else 1
+    return 0
+
+
+async def _live(settings: ClientSettings) -> None:
+    """Until the run has ended or a signal comes. The port serves health only."""
+    async with serving(
+        {}, settings.listen, settings.security, grace_s=settings.shutdown_grace_s, ready_file=settings.ready_file
+    ):
+        agent = Agent(settings)
+        life, signalled = asyncio.create_task(agent.run()), asyncio.create_task(until_signalled())
+        await asyncio.wait({life, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+        if not life.done():
+            agent.abandon()
+            life.cancel()
+        with suppress(asyncio.CancelledError):
+            await life
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Telling the aggregator, again and again, that this client is alive; and hearing from it when work is in vain."""
+
+import asyncio
+
+import grpc.aio
+
+from fednano.names import ClientName
+from fednano.telemetry import get_logger
+from fednano.v1 import aggregator_service_pb2 as pb
+from services.client.aggregator_link import AggregatorLink
+from services.client.progress import Progress
+
+log = get_logger("client.heartbeat")
+LEAST_INTERVAL_S = 0.1
+
+
+async def send_heartbeats(link: AggregatorLink, client: ClientName, progress: Progress, interval_s: float) -> None:
+    """Goes on until it is cancelled. A lost aggregator is the poll's matter: here it is only logged."""
+    while True:
+        await asyncio.sleep(max(interval_s, LEAST_INTERVAL_S))
+        round_name = progress.round
+        request = pb.SendHeartbeatRequest(client=str(client), round=round_name, step=progress.step)
+        try:
+            directive = await link.heartbeat(request)
+        except grpc.aio.AioRpcError as error:
+            log.warning("heartbeat_failed", code=error.code().name, why=error.details())
+            continue
+        if directive in (pb.DIRECTIVE_ABANDON_ROUND, pb.DIRECTIVE_LEAVE) and progress.round == round_name:
+            log.info("told_to_stop", round=round_name, directive=pb.Directive.Name(directive))
+            progress.abandoned.set()

@@ -1,0 +1,63 @@
+"""What a client brings to a run, and whether the two fit each other."""
+
+from fednano.errors import ModelDigestMismatch, Unsupported
+from fednano.model.edge import NanoEdge
+from fednano.model.parts import load_edge, resolve_model
+from fednano.v1 import aggregator_service_pb2 as pb
+from fednano.v1 import run_pb2
+from services.client.examples import load_example_set
+from services.client.local_work import Holdings, new_adapters
+from services.client.settings import ClientSettings
+
+METHODS = (run_pb2.METHOD_FEDNANO, run_pb2.METHOD_FEDAVG)
+
+
+def load_holdings(settings: ClientSettings) -> Holdings:
+    """Reads all that the client holds; raises ModelInvalid or ExamplesInvalid. Takes seconds."""
+    parts = load_edge(resolve_model(settings.model) / "edge")
+    return Holdings(
+        parts=parts,
+        train=load_example_set(settings.examples, "train", parts),
+        test=load_example_set(settings.examples, "test", parts),
+    )
+
+
+def join_request(settings: ClientSettings, holdings: Holdings) -> pb.JoinRunRequest:
+    return pb.JoinRunRequest(
+        run=settings.run,
+        client_id=settings.client_id,
+        display_name=settings.display_name or settings.client_id,
+        example_count=len(holdings.train.examples),
+        model_digest=holdings.parts.manifest.digest,
+    )
+
+
+def parameter_counts(holdings: Holdings, config: run_pb2.AdapterConfig) -> dict[str, int]:
+    edge = NanoEdge(holdings.parts, new_adapters(config))
+    return {
+        "edge": sum(parameter.numel() for parameter in edge.parameters()),
+        "adapter": sum(parameter.numel() for parameter in edge.adapters.parameters()),
+    }
+
+
+def check_config(config: run_pb2.RunConfig, holdings: Holdings) -> None:
+    """Raises ModelDigestMismatch or Unsupported where this client cannot do what the run asks."""
+    manifest = holdings.parts.manifest
+    check_digest(config.model_digest, manifest.digest, "the run")
+    if config.method not in METHODS:
+        known = ", ".join(run_pb2.Method.Name(method) for method in METHODS)
+        raise Unsupported(f"the run asks for {run_pb2.Method.Name(config.method)}; this client knows {known}")
+    if config.adapter.hidden_size != manifest.hidden_size:
+        message = (
+            f"the run's adapters are for a hidden size of {config.adapter.hidden_size}, not {manifest.hidden_size}"
+        )
+        raise Unsupported(message, hidden_size=str(manifest.hidden_size))
+
+
+def check_digest(theirs: str, ours: str, peer: str) -> None:
+    if theirs != ours:
+        message = (
+            f"{peer} works with the language model {theirs}, but this client's edge half was cut from {ours}:"
+            " give both the two halves of one model (--model)"
+        )
+        raise ModelDigestMismatch(message, theirs=theirs, ours=ours)

@@ -1,0 +1,136 @@
+"""The computing part of a task, in a thread of its own: files in, files and measurements out. Knows no aggregator."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fednano.model.adapter import NanoAdapters
+from fednano.model.edge import NanoEdge
+from fednano.model.parts import EdgeParts
+from fednano.names import RoundName
+from fednano.split.remote import RemoteLanguageModel
+from fednano.v1 import run_pb2
+from services.client.evaluator import measure_accuracy
+from services.client.examples import ExampleSet
+from services.client.fisher_pass import fisher_information
+from services.client.progress import Progress
+from services.client.trainer import example_order, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holdings:
+    """What the client holds and never sends: the edge half and its examples."""
+
+    parts: EdgeParts
+    train: ExampleSet
+    test: ExampleSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """The files to upload, the adapter first, and what was measured while they were made."""
+
+    files: tuple[Path, ...]
+    example_count: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    example_count: int
+    metrics: dict[str, float]
+
+
+class LocalWork:
+    """Runs tasks one at a time. Ends early with RoundAbandoned where ``progress`` says so."""
+
+    def __init__(
+        self,
+        holdings: Holdings,
+        config: run_pb2.RunConfig,
+        language: RemoteLanguageModel,
+        *,
+        client_id: str,
+        progress: Progress,
+    ) -> None:
+        self._holdings = holdings
+        self._config = config
+        self._language = language
+        self._client_id = client_id
+        self._progress = progress
+        self._edge = NanoEdge(holdings.parts, new_adapters(config.adapter))
+
+    def train(self, round_name: RoundName, adapter: Path, folder: Path) -> Update:
+        """Trains from ``adapter``; writes the new one, and the Fisher information where it is used, to ``folder``."""
+        examples = self._holdings.train.encoded
+        self._begin(adapter)
+        start_s = time.monotonic()
+        order = example_order(self._config.train.seed, round_name.number, self._client_id)
+        training = train(
+            self._edge, self._language, examples, self._config.train, order=order, after_step=self._after_step
+        )
+        metrics = {"train/loss": training.mean_loss, "train/seconds": time.monotonic() - start_s}
+        files = [_write(dict(self._edge.adapters.state_dict()), folder / "adapter.safetensors")]
+        if self._config.method == run_pb2.METHOD_FEDNANO:
+            start_s = time.monotonic()
+            files.append(_write(self._fisher(), folder / "fisher.safetensors"))
+            metrics["fisher/seconds"] = time.monotonic() - start_s
+        self._language.close()
+        metrics |= _traffic_metrics(self._language) | _file_metrics(adapter, files)
+        return Update(files=tuple(files), example_count=len(examples), metrics=metrics)
+
+    def evaluate(self, adapter: Path) -> Evaluation:
+        evaluate, tests = self._config.evaluate, self._holdings.test
+        example_count = min(evaluate.max_examples or len(tests.examples), len(tests.examples))
+        self._begin(adapter)
+        start_s = time.monotonic()
+        accuracy = measure_accuracy(
+            self._edge,
+            self._language,
+            tests,
+            example_count=example_count,
+            max_new_tokens=evaluate.max_new_tokens,
+            after_batch=self._progress.check,
+        )
+        metrics = {"test/accuracy": accuracy, "test/seconds": time.monotonic() - start_s}
+        metrics["bytes/activations"] = float(self._language.traffic.activations_bytes)
+        return Evaluation(example_count=example_count, metrics=metrics)
+
+    def _begin(self, adapter: Path) -> None:
+        self._language.close()
+        self._language.traffic.reset()
+        self._edge.adapters.load_state_dict(load_file(adapter))
+
+    def _fisher(self) -> dict[str, Tensor]:
+        examples = self._holdings.train.encoded
+        limit = self._config.fisher.max_examples or len(examples)
+        return fisher_information(self._edge, self._language, examples[:limit], after_batch=self._progress.check)
+
+    def _after_step(self) -> None:
+        self._progress.step += 1
+        self._progress.check()
+
+
+def new_adapters(config: run_pb2.AdapterConfig) -> NanoAdapters:
+    return NanoAdapters(list(config.modalities), hidden_size=config.hidden_size, rank=config.rank, alpha=config.alpha)
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> Path:
+    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path)
+    return path
+
+
+def _traffic_metrics(language: RemoteLanguageModel) -> dict[str, float]:
+    traffic = language.traffic
+    return {
+        "bytes/activations": float(traffic.activations_bytes),
+        "bytes/gradients": float(traffic.gradients_bytes),
+    }
+
+
+def _file_metrics(downloaded: Path, uploaded: list[Path]) -> dict[str, float]:
+    adapter, *fisher = (path.stat().st_size for path in uploaded)
+    return {"bytes/adapters": float(downloaded.stat().st_size + adapter), "bytes/fisher": float(sum(fisher))}

@@ -1,0 +1,24 @@
+"""The client's settings."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from fednano.config import ServiceSettings
+from fednano.names import ID
+
+
+class ClientSettings(ServiceSettings):
+    """Who the client is, what it holds, whom it talks to, and how patient it is."""
+
+    client_id: str = Field(pattern=f"^{ID}$", description="last part of the client's name, kept across restarts")
+    display_name: str = Field("", description="what people call the client; its id when empty")
+    run: str = Field("", description="runs/{run} to join; empty joins the newest run that has not ended")
+    examples: Path = Field(description="folder of examples in the IconQA layout, with problems.json in it")
+    model: str = Field("nano", description="name of a preset, or a model's folder with edge/ in it")
+    server: str = Field(description="host:port of the LLM server")
+    aggregator: str = Field(description="host:port of the aggregator")
+    threads: int = Field(1, ge=1, description="threads that torch computes with")
+    aggregator_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost aggregator")
+    server_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost LLM server")
+    progress_timeout_s: float = Field(60.0, gt=0, description="seconds that the LLM server may take for one frame")
