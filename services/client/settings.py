@@ -21,4 +21,4 @@ class ClientSettings(ServiceSettings):
     threads: int = Field(1, ge=1, description="threads that torch computes with")
     aggregator_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost aggregator")
     server_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost LLM server")
-    progress_timeout_s: float = Field(60.0, gt=0, description="seconds that the LLM server may take for one frame")
+    progress_timeout_s: float = Field(310.0, gt=0, description="seconds that the LLM server may take for one answer")
