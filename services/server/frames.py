@@ -2,11 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterable
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 from fednano.errors import NoProgress, StreamMalformed
 from fednano.v1 import tensor_pb2 as tpb
 from fednano.wire.chunks import Assembly, split_chunks
+
+LINGER_S = 1.0
+LINGER_PAUSE_S = 0.1
 
 
 class Frame(Protocol):
@@ -62,6 +66,18 @@ class Frames(Generic[RequestT, ResponseT]):
                 await self._writer.write(response)
         except TimeoutError:
             raise NoProgress(f"the client read nothing for {self._progress_s:g} s") from None
+
+    async def linger(self) -> None:
+        """Reads on past a refusal until the client pauses, and forgets it, for at most a second.
+
+        gRPC's Python client shows INTERNAL, not the refusal, where a write of its own meets the end of the call.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while True:
+                    async with asyncio.timeout(LINGER_PAUSE_S):
+                        if await anext(self._requests, None) is None:
+                            return
 
     async def _read(self, timeout_s: float, what: str) -> RequestT | None:
         try:

@@ -1,13 +1,13 @@
 """SplitService between gRPC and the sessions; it translates and decides nothing but how many streams are open."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
 import torch
 
-from fednano.errors import ServerBusy
+from fednano.errors import ServerBusy, WireError
 from fednano.model.language import LanguageModel
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import split_service_pb2_grpc as rpc
@@ -55,8 +55,8 @@ class SplitServicer(rpc.SplitServiceServicer):
     async def StreamSteps(
         self, request_iterator: AsyncIterable[pb.StreamStepsRequest], context: Context
     ) -> AsyncIterator[pb.StreamStepsResponse]:
-        with self._stream():
-            frames: Frames[pb.StreamStepsRequest, pb.StreamStepsResponse] = self._frames(request_iterator, context)
+        frames: Frames[pb.StreamStepsRequest, pb.StreamStepsResponse] = self._frames(request_iterator, context)
+        async with self._stream(frames):
             await StepSession(frames, self._model, self._thread, self._settings).run()
         # The session has written every response itself, each under a deadline, which a yield could not have.
         left: tuple[pb.StreamStepsResponse, ...] = ()
@@ -66,8 +66,8 @@ class SplitServicer(rpc.SplitServiceServicer):
     async def Decode(
         self, request_iterator: AsyncIterable[pb.DecodeRequest], context: Context
     ) -> AsyncIterator[pb.DecodeResponse]:
-        with self._stream():
-            frames: Frames[pb.DecodeRequest, pb.DecodeResponse] = self._frames(request_iterator, context)
+        frames: Frames[pb.DecodeRequest, pb.DecodeResponse] = self._frames(request_iterator, context)
+        async with self._stream(frames):
             await DecodeSession(frames, self._model, self._thread, self._settings).run()
         left: tuple[pb.DecodeResponse, ...] = ()
         for response in left:
@@ -77,12 +77,16 @@ class SplitServicer(rpc.SplitServiceServicer):
         progress_s, idle_s = self._settings.progress_timeout_s, self._settings.idle_timeout_s
         return Frames(requests, context, progress_s=progress_s, idle_s=idle_s)
 
-    @contextmanager
-    def _stream(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _stream(self, frames: Frames[Any, Any]) -> AsyncIterator[None]:
         if self._open_streams >= self._settings.max_sessions:
+            await frames.linger()
             raise ServerBusy(f"{self._open_streams} streams are open, which is this server's bound", retry_after_s=5.0)
         self._open_streams += 1
         try:
             yield
+        except WireError:
+            await frames.linger()
+            raise
         finally:
             self._open_streams -= 1
