@@ -78,3 +78,9 @@ class FrameStream(Generic[RequestT, ResponseT]):
             raise NoProgress(message, peer=self._peer) from None
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self._peer) from None
+        except asyncio.CancelledError:
+            # gRPC raises this also where it was the peer that cancelled the stream.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise PeerUnavailable(f"{self._peer} cancelled the stream", peer=self._peer) from None

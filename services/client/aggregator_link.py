@@ -1,10 +1,11 @@
 """The calls to the aggregator: each with a deadline, and made again for a while where the aggregator is lost."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fednano.errors import DigestMismatch, StreamMalformed
+from fednano.errors import DigestMismatch, PeerUnavailable, StreamMalformed
 from fednano.names import ClientName, RunName
 from fednano.rpc.retry import call_with_retry
 from fednano.v1 import aggregator_service_pb2 as pb
@@ -61,7 +62,17 @@ class AggregatorLink:
         await self._call(lambda: self._stub.ReportMetrics(request, timeout=CALL_TIMEOUT_S), "report the evaluation")
 
     async def _call(self, call: Callable[[], Awaitable[ResultT]], what: str) -> ResultT:
-        return await call_with_retry(call, peer=self._peer, what=what, give_up_after_s=self._wait_s)
+        async def attempt() -> ResultT:
+            try:
+                return await call()
+            except asyncio.CancelledError:
+                # gRPC raises this also where it was the peer that cancelled the call.
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                raise PeerUnavailable(f"{self._peer} cancelled the call", peer=self._peer) from None
+
+        return await call_with_retry(attempt, peer=self._peer, what=what, give_up_after_s=self._wait_s)
 
     async def _download(self, run: RunName, spec: ArtifactSpec, target: Path) -> Path:
         request = pb.DownloadAdapterRequest(run=str(run), sha256=spec.sha256)

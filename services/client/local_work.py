@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -76,7 +77,7 @@ class LocalWork:
         files = [_write(dict(self._edge.adapters.state_dict()), folder / "adapter.safetensors")]
         if self._config.method == run_pb2.METHOD_FEDNANO:
             start_s = time.monotonic()
-            files.append(_write(self._fisher(), folder / "fisher.safetensors"))
+            files.append(_write(self._fisher(round_name), folder / "fisher.safetensors"))
             metrics["fisher/seconds"] = time.monotonic() - start_s
         self._language.close()
         metrics |= _traffic_metrics(self._language) | _file_metrics(adapter, files)
@@ -104,10 +105,13 @@ class LocalWork:
         self._language.traffic.reset()
         self._edge.adapters.load_state_dict(load_file(adapter))
 
-    def _fisher(self) -> dict[str, Tensor]:
+    def _fisher(self, round_name: RoundName) -> dict[str, Tensor]:
         examples = self._holdings.train.encoded
-        limit = self._config.fisher.max_examples or len(examples)
-        return fisher_information(self._edge, self._language, examples[:limit], after_batch=self._progress.check)
+        limit = self._config.fisher.max_examples
+        if 0 < limit < len(examples):
+            random = example_order(self._config.train.seed, round_name.number, f"{self._client_id}/fisher")
+            examples = tuple(examples[index] for index in torch.randperm(len(examples), generator=random)[:limit])
+        return fisher_information(self._edge, self._language, examples, after_batch=self._progress.check)
 
     def _after_step(self) -> None:
         self._progress.step += 1
