@@ -1,0 +1,51 @@
+"""The aggregator's process. Exit status: 0 after a signal, 2 for wrong settings, 1 otherwise."""
+
+import asyncio
+import sys
+
+from fednano.config import read_settings
+from fednano.errors import FednanoError, SettingsInvalid
+from fednano.rpc.server import serving, until_signalled
+from fednano.telemetry import configure_logging
+from fednano.v1.aggregator_service_pb2_grpc import add_AggregatorServiceServicer_to_server
+from fednano.v1.run_service_pb2_grpc import add_RunServiceServicer_to_server
+from services.aggregator.aggregator_servicer import AggregatorServicer
+from services.aggregator.federation import open_federation
+from services.aggregator.run_servicer import RunServicer
+from services.aggregator.settings import AggregatorSettings
+
+
+def main() -> int:
+    try:
+        settings = read_settings(AggregatorSettings)
+        configure_logging("aggregator", level=settings.log_level)
+        asyncio.run(_serve(settings))
+    except FednanoError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return 2 if isinstance(error, SettingsInvalid) else 1
+    return 0
+
+
+async def _serve(settings: AggregatorSettings) -> None:
+    federation = open_federation(settings)
+    aggregator, operators = AggregatorServicer(federation), RunServicer(federation)
+    services = {
+        "fednano.v1.AggregatorService": lambda server: add_AggregatorServiceServicer_to_server(aggregator, server),
+        "fednano.v1.RunService": lambda server: add_RunServiceServicer_to_server(operators, server),
+    }
+    federation.drive_unended()
+    try:
+        async with serving(
+            services,
+            settings.listen,
+            settings.security,
+            grace_s=settings.shutdown_grace_s,
+            ready_file=settings.ready_file,
+        ):
+            await until_signalled()
+    finally:
+        await federation.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""What both servicers work with: the database, the artifacts, the drivers, and who waits for changes."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from services.aggregator import runs
+from services.aggregator.artifact_store import ArtifactStore
+from services.aggregator.changes import Changes
+from services.aggregator.run_driver import RunDriver
+from services.aggregator.settings import AggregatorSettings
+from services.aggregator.store import Store
+
+
+@dataclass(kw_only=True)
+class Federation:
+    """One aggregator's runs. All methods are for the event loop's thread."""
+
+    settings: AggregatorSettings
+    store: Store
+    artifacts: ArtifactStore
+    changes: Changes = field(default_factory=Changes)
+    _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    def drive(self, run: str) -> None:
+        """Starts the run's driver unless it has one."""
+        if run not in self._tasks:
+            driver = RunDriver(run, self.store, self.artifacts, self.changes, self.settings.lease_s)
+            task = asyncio.create_task(driver.drive(), name=f"driver of {run}")
+            task.add_done_callback(lambda _: self._tasks.pop(run, None))
+            self._tasks[run] = task
+
+    def drive_unended(self) -> None:
+        """After a start: every run that has not ended goes on where the database says it is."""
+        with self.store.transaction() as connection:
+            unended = runs.unended_runs(connection)
+        for run in unended:
+            self.drive(run)
+
+    async def stop(self) -> None:
+        """Ends the drivers; the database has all that they need to begin anew."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.store.close()
+
+
+def open_federation(settings: AggregatorSettings) -> Federation:
+    """Opens the state folder, made where it is absent."""
+    settings.state.mkdir(parents=True, exist_ok=True)
+    store = Store(settings.state / "aggregator.sqlite3")
+    return Federation(settings=settings, store=store, artifacts=ArtifactStore(settings.state))

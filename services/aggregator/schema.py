@@ -1,0 +1,90 @@
+"""The tables of the aggregator's database. Times are Unix seconds; states are the contract's enum numbers."""
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
+
+METADATA = MetaData()
+
+RUNS = Table(
+    "runs",
+    METADATA,
+    Column("position", Integer, primary_key=True, autoincrement=True),
+    Column("run", String, unique=True, nullable=False),
+    Column("request_id", String, unique=True),
+    Column("display_name", String, nullable=False),
+    Column("config", LargeBinary, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("current_round", Integer),
+    Column("failure_reason", Integer),
+    Column("failure_message", String),
+    Column("create_time_s", Float, nullable=False),
+    Column("start_time_s", Float),
+    Column("end_time_s", Float),
+    # The sequence of the newest event: counted here so that it has no gaps.
+    Column("event_count", Integer, nullable=False, default=0),
+)
+
+CLIENTS = Table(
+    "clients",
+    METADATA,
+    Column("run", ForeignKey("runs.run"), primary_key=True),
+    Column("client", String, primary_key=True),
+    Column("display_name", String, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("example_count", Integer, nullable=False),
+    Column("join_time_s", Float, nullable=False),
+    Column("heartbeat_time_s", Float, nullable=False),
+    Column("parameter_counts", JSON, nullable=False),
+    Column("step", Integer, nullable=False, default=0),
+)
+
+ROUNDS = Table(
+    "rounds",
+    METADATA,
+    Column("run", ForeignKey("runs.run"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("state", Integer, nullable=False),
+    Column("base_sha256", String, nullable=False),
+    Column("merged_sha256", String, nullable=False, default=""),
+    Column("create_time_s", Float, nullable=False),
+    Column("end_time_s", Float),
+    # When the state's wait is over; set anew after a restart.
+    Column("deadline_s", Float, nullable=False, default=0.0),
+)
+
+PARTICIPANTS = Table(
+    "participants",
+    METADATA,
+    Column("run", String, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("client", String, primary_key=True),
+    Column("state", Integer, nullable=False),
+    Column("example_count", Integer, nullable=False, default=0),
+    Column("metrics", JSON, nullable=False, default=dict),
+    Column("test_example_count", Integer, nullable=False, default=0),
+    Column("test_metrics", JSON, nullable=False, default=dict),
+    Column("refusal", String, nullable=False, default=""),
+    # What the accepted update is made of; empty until then.
+    Column("adapter_sha256", String, nullable=False, default=""),
+    Column("fisher_sha256", String, nullable=False, default=""),
+    ForeignKeyConstraint(["run", "number"], ["rounds.run", "rounds.number"]),
+    ForeignKeyConstraint(["run", "client"], ["clients.run", "clients.client"]),
+)
+
+EVENTS = Table(
+    "events",
+    METADATA,
+    Column("run", ForeignKey("runs.run"), primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("event", LargeBinary, nullable=False),
+)
