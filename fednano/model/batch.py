@@ -3,7 +3,7 @@
 B: batch   S: tokens of a packed batch   P: image tokens   D: hidden size   N: answer positions
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -69,6 +69,26 @@ def pack_prompts(examples: Sequence[EncodedExample], image_token_id: int) -> Pac
     sequences = [list(example.prompt_ids) for example in examples]
     positions = [end - 1 for end in accumulate(map(len, sequences))]
     return _batch(examples, sequences, image_token_id, positions=positions, answers=[], owners=[])
+
+
+def consecutive(
+    examples: Sequence[EncodedExample], *, most_examples: int, most_tokens: int, extra_tokens: int = 0
+) -> Iterator[list[EncodedExample]]:
+    """The examples in order, in groups bounded both ways; each counts prompt, answer and ``extra_tokens``.
+
+    An example that is too long by itself makes a group of its own, which the language model then refuses by name.
+    """
+    group: list[EncodedExample] = []
+    token_count = 0
+    for example in examples:
+        own = len(example.prompt_ids) + len(example.answer_ids) + extra_tokens
+        if group and (len(group) == most_examples or token_count + own > most_tokens):
+            yield group
+            group, token_count = [], 0
+        group.append(example)
+        token_count += own
+    if group:
+        yield group
 
 
 def _starts(sequences: Sequence[Sequence[int]]) -> list[int]:

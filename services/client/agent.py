@@ -27,7 +27,7 @@ from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import run_pb2
 from fednano.v1.aggregator_service_pb2_grpc import AggregatorServiceStub
 from fednano.v1.artifact_pb2 import ARTIFACT_KIND_ADAPTER, ARTIFACT_KIND_FISHER, ArtifactSpec
-from fednano.v1.split_service_pb2 import GetModelRequest
+from fednano.v1.split_service_pb2 import GetModelRequest, Model
 from fednano.v1.split_service_pb2_grpc import SplitServiceStub
 from fednano.wire.artifacts import spec_of_file
 from services.client.aggregator_link import CALL_TIMEOUT_S, AggregatorLink
@@ -64,13 +64,13 @@ class Agent:
             open_channel(settings.aggregator, settings.security) as aggregator,
         ):
             split = SplitServiceStub(server)
-            await self._wait_for_server(server, split, holdings)
+            model = await self._wait_for_server(server, split, holdings)
             peer = f"the aggregator at {settings.aggregator}"
             log.info("waiting", what=peer)
             await wait_until_serving(aggregator, "fednano.v1.AggregatorService", peer, settings.aggregator_wait_s)
             link = AggregatorLink(AggregatorServiceStub(aggregator), peer=peer, wait_s=settings.aggregator_wait_s)
             with suppress(RunEnded):
-                await self._take_part(link, split, holdings)
+                await self._take_part(link, split, model, holdings)
         log.info("run_ended")
 
     def abandon(self) -> None:
@@ -79,7 +79,7 @@ class Agent:
 
     async def _wait_for_server(
         self, channel: grpc.aio.Channel, split: "SplitServiceAsyncStub", holdings: Holdings
-    ) -> None:
+    ) -> Model:
         peer = self._server_name
         log.info("waiting", what=peer)
         await wait_until_serving(channel, "fednano.v1.SplitService", peer, self._settings.server_wait_s)
@@ -90,8 +90,11 @@ class Agent:
             give_up_after_s=self._settings.server_wait_s,
         )
         check_digest(response.model.digest, holdings.parts.manifest.digest, peer)
+        return response.model
 
-    async def _take_part(self, link: AggregatorLink, split: "SplitServiceAsyncStub", holdings: Holdings) -> None:
+    async def _take_part(
+        self, link: AggregatorLink, split: "SplitServiceAsyncStub", model: Model, holdings: Holdings
+    ) -> None:
         joined = await self._join(link, holdings)
         client = ClientName.parse(joined.client.name, "client.name")
         terms = SessionTerms(
@@ -107,7 +110,14 @@ class Agent:
             give_up_after_s=self._settings.server_wait_s,
             abandoned=self._progress.abandoned,
         )
-        work = LocalWork(holdings, joined.config, language, client_id=client.client, progress=self._progress)
+        work = LocalWork(
+            holdings,
+            joined.config,
+            language,
+            client_id=client.client,
+            max_pass_tokens=model.max_pass_tokens,
+            progress=self._progress,
+        )
         interval_s = joined.heartbeat_interval.ToMilliseconds() / 1000
         heartbeats = asyncio.create_task(send_heartbeats(link, client, self._progress, interval_s))
         try:

@@ -40,8 +40,8 @@ class AggregatorLink:
         return await self._call(lambda: self._stub.PollTask(request, timeout=POLL_TIMEOUT_S), "get a task")
 
     async def heartbeat(self, request: pb.SendHeartbeatRequest) -> "pb.Directive.ValueType":
-        """One attempt: the next heartbeat comes anyway. Raises grpc.aio.AioRpcError."""
-        response = await self._stub.SendHeartbeat(request, timeout=CALL_TIMEOUT_S)
+        """One attempt: the next heartbeat comes anyway. Raises grpc.aio.AioRpcError or PeerUnavailable."""
+        response = await self._unless_cancelled(lambda: self._stub.SendHeartbeat(request, timeout=CALL_TIMEOUT_S))
         return response.directive
 
     async def leave(self, client: ClientName) -> None:
@@ -62,17 +62,19 @@ class AggregatorLink:
         await self._call(lambda: self._stub.ReportMetrics(request, timeout=CALL_TIMEOUT_S), "report the evaluation")
 
     async def _call(self, call: Callable[[], Awaitable[ResultT]], what: str) -> ResultT:
-        async def attempt() -> ResultT:
-            try:
-                return await call()
-            except asyncio.CancelledError:
-                # gRPC raises this also where it was the peer that cancelled the call.
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                raise PeerUnavailable(f"{self._peer} cancelled the call", peer=self._peer) from None
+        return await call_with_retry(
+            lambda: self._unless_cancelled(call), peer=self._peer, what=what, give_up_after_s=self._wait_s
+        )
 
-        return await call_with_retry(attempt, peer=self._peer, what=what, give_up_after_s=self._wait_s)
+    async def _unless_cancelled(self, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """gRPC raises CancelledError also where it was the peer that cancelled: then the peer is lost."""
+        try:
+            return await call()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise PeerUnavailable(f"{self._peer} cancelled the call", peer=self._peer) from None
 
     async def _download(self, run: RunName, spec: ArtifactSpec, target: Path) -> Path:
         request = pb.DownloadAdapterRequest(run=str(run), sha256=spec.sha256)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fednano.data.scoring import accuracy
-from fednano.model.batch import pack_prompts
+from fednano.model.batch import consecutive, pack_prompts
 from fednano.model.edge import NanoEdge
 from fednano.split.remote import RemoteLanguageModel
 from services.client.examples import ExampleSet
@@ -18,14 +18,17 @@ def measure_accuracy(
     *,
     example_count: int,
     max_new_tokens: int,
+    max_pass_tokens: int,
     after_batch: Callable[[], None],
 ) -> float:
     """The share of the first ``example_count`` examples answered exactly."""
     processor = edge.parts.processor
     encoded = tests.encoded[:example_count]
     predictions: list[str] = []
-    for start in range(0, len(encoded), EVALUATION_BATCH):
-        prompts = pack_prompts(encoded[start : start + EVALUATION_BATCH], processor.image_token_id)
+    for group in consecutive(
+        encoded, most_examples=EVALUATION_BATCH, most_tokens=max_pass_tokens, extra_tokens=max_new_tokens
+    ):
+        prompts = pack_prompts(group, processor.image_token_id)
         predictions += map(processor.text, language.greedy_answers(edge, prompts, max_new_tokens))
         after_batch()
     return accuracy(predictions, tests.examples[:example_count])

@@ -10,19 +10,24 @@ from torch import Tensor
 
 from fednano.fisher import AdapterPass, FisherMean, squared_gradient_sums
 from fednano.model.adapter import MODALITIES
-from fednano.model.batch import EncodedExample, PackedBatch, pack
+from fednano.model.batch import EncodedExample, PackedBatch, consecutive, pack
 from fednano.model.edge import LanguageHalf, NanoEdge, positions_of
 
 FISHER_BATCH = 64
 
 
 def fisher_information(
-    edge: NanoEdge, language: LanguageHalf, examples: Sequence[EncodedExample], *, after_batch: Callable[[], None]
+    edge: NanoEdge,
+    language: LanguageHalf,
+    examples: Sequence[EncodedExample],
+    *,
+    max_pass_tokens: int,
+    after_batch: Callable[[], None],
 ) -> dict[str, Tensor]:
     """The mean over examples of each one's squared gradient, by the names and in the shapes of the adapter file."""
     mean = FisherMean()
-    for start in range(0, len(examples), FISHER_BATCH):
-        batch = pack(examples[start : start + FISHER_BATCH], edge.parts.processor.image_token_id)
+    for group in consecutive(examples, most_examples=FISHER_BATCH, most_tokens=max_pass_tokens):
+        batch = pack(group, edge.parts.processor.image_token_id)
         mean.add(_batch_sums(edge, batch, _input_gradients(edge, language, batch)), batch.example_count)
         after_batch()
     return mean.mean()

@@ -4,6 +4,7 @@ import asyncio
 
 import grpc.aio
 
+from fednano.errors import PeerUnavailable
 from fednano.names import ClientName
 from fednano.telemetry import get_logger
 from fednano.v1 import aggregator_service_pb2 as pb
@@ -22,8 +23,10 @@ async def send_heartbeats(link: AggregatorLink, client: ClientName, progress: Pr
         request = pb.SendHeartbeatRequest(client=str(client), round=round_name, step=progress.step)
         try:
             directive = await link.heartbeat(request)
-        except grpc.aio.AioRpcError as error:
-            log.warning("heartbeat_failed", code=error.code().name, why=error.details())
+        except (grpc.aio.AioRpcError, PeerUnavailable) as error:
+            log.warning(
+                "heartbeat_failed", why=error.details() if isinstance(error, grpc.aio.AioRpcError) else error.message
+            )
             continue
         if directive in (pb.DIRECTIVE_ABANDON_ROUND, pb.DIRECTIVE_LEAVE) and progress.round == round_name:
             log.info("told_to_stop", round=round_name, directive=pb.Directive.Name(directive))

@@ -55,12 +55,14 @@ class LocalWork:
         language: RemoteLanguageModel,
         *,
         client_id: str,
+        max_pass_tokens: int,
         progress: Progress,
     ) -> None:
         self._holdings = holdings
         self._config = config
         self._language = language
         self._client_id = client_id
+        self._max_pass_tokens = max_pass_tokens
         self._progress = progress
         self._edge = NanoEdge(holdings.parts, new_adapters(config.adapter))
 
@@ -94,6 +96,7 @@ class LocalWork:
             tests,
             example_count=example_count,
             max_new_tokens=evaluate.max_new_tokens,
+            max_pass_tokens=self._max_pass_tokens,
             after_batch=self._progress.check,
         )
         metrics = {"test/accuracy": accuracy, "test/seconds": time.monotonic() - start_s}
@@ -111,7 +114,13 @@ class LocalWork:
         if 0 < limit < len(examples):
             random = example_order(self._config.train.seed, round_name.number, f"{self._client_id}/fisher")
             examples = tuple(examples[index] for index in torch.randperm(len(examples), generator=random)[:limit])
-        return fisher_information(self._edge, self._language, examples, after_batch=self._progress.check)
+        return fisher_information(
+            self._edge,
+            self._language,
+            examples,
+            max_pass_tokens=self._max_pass_tokens,
+            after_batch=self._progress.check,
+        )
 
     def _after_step(self) -> None:
         self._progress.step += 1

@@ -37,7 +37,7 @@ def trained(edge: NanoEdge, language: LanguageHalf) -> dict[str, torch.Tensor]:
 
 
 def fisher(edge: NanoEdge, language: LanguageHalf) -> dict[str, torch.Tensor]:
-    return fisher_information(edge, language, ragged_examples(edge), after_batch=lambda: None)
+    return fisher_information(edge, language, ragged_examples(edge), max_pass_tokens=90, after_batch=lambda: None)
 
 
 @pytest.mark.parametrize("compute", [loss_and_gradients, trained, fisher])

@@ -82,7 +82,9 @@ async def local_work(holdings: Holdings, language: LanguageModel, progress: Prog
             open_channel(running.address, settings.security) as channel,
         ):
             remote = RemoteLanguageModel(SplitServiceStub(channel), asyncio.get_running_loop(), terms)
-            yield LocalWork(holdings, config_of(holdings), remote, client_id="client-1", progress=progress)
+            yield LocalWork(
+                holdings, config_of(holdings), remote, client_id="client-1", max_pass_tokens=500, progress=progress
+            )
             remote.close()
     finally:
         thread.close()

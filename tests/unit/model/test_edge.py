@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fednano.model.adapter import MODALITIES, NanoAdapters
-from fednano.model.batch import EncodedExample, pack, pack_prompts
+from fednano.model.batch import EncodedExample, consecutive, pack, pack_prompts
 from fednano.model.edge import NanoEdge, OutputKind
 from fednano.model.parts import load_edge, resolve_model
 
@@ -61,6 +61,15 @@ def test_packed_prompts_have_one_output_each_at_their_end() -> None:
     prompts = pack_prompts(EXAMPLES, IMAGE)
     assert prompts.sequence_lengths == (4, 5)
     assert prompts.output_positions == (3, 8)
+
+
+def test_groups_are_bounded_in_examples_and_in_tokens() -> None:
+    six_tokens, eight_tokens = EXAMPLES
+    three = [six_tokens, eight_tokens, six_tokens]
+    assert list(map(len, consecutive(three, most_examples=2, most_tokens=99))) == [2, 1]
+    assert list(map(len, consecutive(three, most_examples=9, most_tokens=14))) == [2, 1]
+    assert list(map(len, consecutive(three, most_examples=9, most_tokens=14, extra_tokens=1))) == [1, 1, 1]
+    assert list(map(len, consecutive(three, most_examples=9, most_tokens=1))) == [1, 1, 1]
 
 
 def test_each_modality_goes_through_its_own_adapter_to_its_own_place(edge: NanoEdge) -> None:
