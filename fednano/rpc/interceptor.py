@@ -70,5 +70,5 @@ async def _refuse(error: Exception, context: Context, method: str) -> None:
         )
         error = InternalFault(kept)
     else:
-        log.info("call_refused", method=method, error=type(error).__name__, message=error.message, **error.facts)
+        log.info("call_refused", method=method, error=type(error).__name__, message=error.message, facts=error.facts)
     await context.abort_with_status(rpc_status.to_status(to_status(error)))

@@ -17,7 +17,9 @@ def check_config(config: pb.RunConfig) -> None:
     _require(config.method != pb.METHOD_UNSPECIFIED, "method", "must be set, for example to METHOD_FEDNANO")
     if config.method not in SUPPORTED:
         name = pb.Method.Name(config.method) if config.method in pb.Method.values() else str(config.method)
-        raise Unsupported(f"method {name} is not built yet: use METHOD_FEDNANO or METHOD_FEDAVG", method=name)
+        raise Unsupported(
+            f"method {name} is not built yet: use METHOD_FEDNANO or METHOD_FEDAVG", field="method", value=name
+        )
     _require(config.model_digest != "", "model_digest", "must be set: Model.digest of the language model")
     _require(1 <= config.round_count <= 1_000_000, "round_count", "must be 1 to 1000000")
     _require(1 <= config.clients_per_round <= MAX_CLIENTS, "clients_per_round", f"must be 1 to {MAX_CLIENTS}")
