@@ -55,3 +55,20 @@ def language_digest(folder: Path) -> str:
             message = f"{path} is missing: a language half needs {' and '.join(_DIGESTED_FILES)}"
             raise ModelInvalid(message, file=str(path)) from error
     return digest.hexdigest()
+
+
+def resolve_model(name_or_folder: str) -> Path:
+    """The folder of a model (with edge/ and server/ in it): a preset's by its name, or one on this machine."""
+    preset = Path(__file__).parent / "presets" / name_or_folder
+    if name_or_folder in _preset_names():
+        return preset
+    folder = Path(name_or_folder)
+    if folder.is_dir():
+        return folder
+    names = ", ".join(_preset_names())
+    message = f"{name_or_folder} is neither a preset ({names}) nor a folder: name a preset or a model's folder"
+    raise ModelInvalid(message, model=name_or_folder)
+
+
+def _preset_names() -> list[str]:
+    return sorted(path.name for path in (Path(__file__).parent / "presets").iterdir() if path.is_dir())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fednano.errors import ModelInvalid
 from fednano.model.manifest import Manifest, read_manifest
+from fednano.model.manifest import resolve_model as resolve_model
 
 
 class Processor(Protocol):
@@ -68,23 +69,6 @@ def load_edge(folder: Path) -> EdgeParts:
         if module is not None:
             module.eval().requires_grad_(False)
     return parts
-
-
-def resolve_model(name_or_folder: str) -> Path:
-    """The folder of a model (with edge/ and server/ in it): a preset's by its name, or one on this machine."""
-    preset = Path(__file__).parent / "presets" / name_or_folder
-    if name_or_folder in _preset_names():
-        return preset
-    folder = Path(name_or_folder)
-    if folder.is_dir():
-        return folder
-    names = ", ".join(_preset_names())
-    message = f"{name_or_folder} is neither a preset ({names}) nor a folder: name a preset or a model's folder"
-    raise ModelInvalid(message, model=name_or_folder)
-
-
-def _preset_names() -> list[str]:
-    return sorted(path.name for path in (Path(__file__).parent / "presets").iterdir() if path.is_dir())
 
 
 Loader = Callable[[Path, Manifest], EdgeParts]

@@ -9,7 +9,7 @@ from transformers.utils import logging as transformers_logging
 from fednano.config import read_settings
 from fednano.errors import LocalError, PeerUnavailable
 from fednano.model.language import LanguageModel, load_language_model
-from fednano.model.parts import resolve_model
+from fednano.model.manifest import resolve_model
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
 from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server

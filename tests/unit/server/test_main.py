@@ -60,3 +60,11 @@ def test_what_a_person_can_set_right_is_said_in_one_line(flags: list[str], words
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
+
+
+def test_it_needs_none_of_what_only_an_edge_installs() -> None:
+    program = "import sys; sys.modules.update(PIL=None); import services.server.__main__"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, timeout=PATIENCE_S, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
