@@ -141,7 +141,11 @@ def load_language_model(
     if (model.config.hidden_size, model.config.vocab_size) != (manifest.hidden_size, manifest.vocab_size):
         message = f"{folder / 'config.json'} and manifest.json differ in hidden_size or vocab_size; cut the model again"
         raise ModelInvalid(message, file=str(folder / "config.json"))
-    return LanguageModel(model, manifest)
+    loaded = LanguageModel(model, manifest)
+    with torch.no_grad():
+        # A family whose attention is not computed here says so now, not to the first client.
+        loaded.forward(torch.zeros(1, loaded.hidden_size), [1], [0], "logits")
+    return loaded
 
 
 def _positions(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:

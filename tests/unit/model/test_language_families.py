@@ -1,0 +1,61 @@
+"""Families whose attention differs from the preset's: shared key heads, sliding windows, tied heads, biases."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, Qwen2Config
+
+from fednano.errors import ModelInvalid
+from fednano.model.language import load_language_model
+from fednano.model.manifest import Manifest, language_digest, write_manifest
+
+LENGTHS = (9, 3, 14)
+SIZES: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS = {
+    "shared key heads and a window": MistralConfig(**SIZES, head_dim=8, sliding_window=4),
+    "shared key heads, biases and a tied head": Qwen2Config(**SIZES, tie_word_embeddings=True),
+}
+
+
+def write_model(folder: Path, config: Any) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    manifest = Manifest(model="tiny", family="tiny", digest=language_digest(folder), hidden_size=32, vocab_size=50)
+    write_manifest(manifest, folder)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_passes_and_decoding_equal_plain_transformers(tmp_path: Path, name: str) -> None:
+    write_model(tmp_path, CONFIGS[name])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="sdpa").eval()
+    packed = load_language_model(tmp_path)
+    parts = torch.split(torch.randn(26, 32, generator=torch.Generator().manual_seed(1)), list(LENGTHS))
+    with torch.no_grad():
+        wanted = torch.cat([plain(inputs_embeds=part[None]).logits[0] for part in parts])
+    output = packed.forward(torch.cat(parts), LENGTHS, range(26), "logits")
+    torch.testing.assert_close(output, wanted, atol=1e-5, rtol=1e-5)
+    state = packed.start_decoding()
+    packed.decode(state, torch.cat([part[:2] for part in parts]), [2, 2, 2], "logits")
+    packed.decode(state, torch.cat([part[2:3] for part in parts]), [1, 1, 1], "logits")
+    last = packed.decode(state, torch.cat([parts[0][3:], parts[2][3:]]), [6, 0, 11], "logits")
+    torch.testing.assert_close(last, wanted[[8, 25]], atol=1e-5, rtol=1e-5)
+
+
+def test_attention_that_would_be_computed_wrongly_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, Gemma2Config(**SIZES, head_dim=8, query_pre_attn_scalar=8))
+    with pytest.raises(ModelInvalid, match="softcap"):
+        load_language_model(tmp_path)
