@@ -28,11 +28,13 @@ def main() -> int:
 
 async def _live(settings: ClientSettings) -> None:
     """Until the run has ended or a signal comes. The port serves health only."""
+    # First of all: who sees the ready file may send a signal at once.
+    signalled = asyncio.create_task(until_signalled())
     async with serving(
         {}, settings.listen, settings.security, grace_s=settings.shutdown_grace_s, ready_file=settings.ready_file
     ):
         agent = Agent(settings)
-        life, signalled = asyncio.create_task(agent.run()), asyncio.create_task(until_signalled())
+        life = asyncio.create_task(agent.run())
         await asyncio.wait({life, signalled}, return_when=asyncio.FIRST_COMPLETED)
         signalled.cancel()
         if not life.done():
