@@ -100,33 +100,25 @@ async def _run(options: DemoOptions, processes: Processes, view: RunView, starte
 
 
 async def _federate(options: DemoOptions, processes: Processes, view: RunView, started: float) -> FinishedRun:
-    view.say("starting the LLM server and the aggregator")
-    server = processes.start("server", "services.server", ["--model", MODEL, "--listen", "127.0.0.1:0"])
-    aggregator = _start_aggregator(options, processes)
-    server_address, aggregator_address = await _all(
-        _serving(processes, server, SPLIT_SERVICE), _serving(processes, aggregator, RUN_SERVICE)
-    )
+    view.say(f"starting the LLM server, the aggregator and {options.clients} clients")
+    server_address, aggregator_address = free_address(), free_address()
+    flags = ["--model", MODEL, "--listen", server_address]
+    server = processes.start("server", "services.server", flags)
+    flags = ["--state", str(options.out / "state"), "--listen", aggregator_address]
+    aggregator = processes.start("aggregator", "services.aggregator", flags, survives_kill=True)
+    # They wait for both peers, and for the run.
+    clients = [
+        _start_client(options, processes, number, server_address, aggregator_address)
+        for number in range(1, options.clients + 1)
+    ]
+    await _all(_serving(processes, server, SPLIT_SERVICE), _serving(processes, aggregator, RUN_SERVICE))
     model = await get_model(server_address)
     async with open_channel(aggregator_address, PLAINTEXT) as channel:
         operator = Operator(channel=channel)
         await operator.create(_create_request(options, model))
         view.say(f"created {RUN_NAME}: {options.method.value}, {options.rounds} rounds, {options.clients} clients")
-        clients = [
-            _start_client(options, processes, number, server_address, aggregator_address)
-            for number in range(1, options.clients + 1)
-        ]
-        watching = asyncio.create_task(_watch(operator, view))
-        try:
-            await _all(*(_serving(processes, client, OVERALL) for client in clients))
-            run = await watching
-        finally:
-            watching.cancel()
-        return await _collect(options, operator, model, run, started)
-
-
-def _start_aggregator(options: DemoOptions, processes: Processes) -> Part:
-    flags = ["--state", str(options.out / "state"), "--listen", free_address()]
-    return processes.start("aggregator", "services.aggregator", flags, survives_kill=True)
+        await _all(*(_serving(processes, client, OVERALL) for client in clients))
+        return await _collect(options, operator, model, await _watch(operator, view), started)
 
 
 def _start_client(

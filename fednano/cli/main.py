@@ -25,11 +25,6 @@ def main() -> None:
     app()
 
 
-@app.callback()
-def fednano() -> None:
-    """Keeps ``demo`` a command of its own."""
-
-
 @app.command()
 def demo(
     clients: Annotated[int, typer.Option(min=1, max=50, help="Client processes.")] = 5,
@@ -67,6 +62,38 @@ def demo(
         return
     console.print(*to_tables(report), sep="\n")
     console.print(f"report, plot and adapter: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Option(help="Picture that the question is about.")],
+    question: Annotated[str, typer.Option(help="The question.")],
+    adapter: Annotated[Path, typer.Option(help="Adapter file, such as runs/demo/adapter.safetensors.")],
+    model: Annotated[str, typer.Option(help="A preset's name, or a model's folder.")] = "nano",
+    adapter_alpha: Annotated[float, typer.Option(help="AdapterConfig.alpha of the adapter's run.")] = 32.0,
+    server: Annotated[str, typer.Option(help="host:port of a running LLM server; empty starts one.")] = "",
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext to --server.")] = False,
+    tls_ca: Annotated[Path | None, typer.Option(help="PEM file of the CA.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
+) -> None:
+    """Asks the tuned model a question about a picture."""
+    from fednano.cli.ask import Question
+    from fednano.cli.ask import ask as answer
+    from fednano.config import Security
+
+    # A server of our own is on loopback and speaks plaintext.
+    security = Security(insecure=insecure or not server, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
+    asked = Question(
+        image=image,
+        question=question,
+        adapter=adapter,
+        model=model,
+        adapter_alpha=adapter_alpha,
+        server=server,
+        security=security,
+    )
+    typer.echo(_or_exit(lambda: answer(asked)))
 
 
 def _or_exit(work: Callable[[], ResultT]) -> ResultT:
