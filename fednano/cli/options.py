@@ -68,6 +68,6 @@ def run_config(options: DemoOptions, model: split_service_pb2.Model) -> run_pb2.
         method=METHODS[options.method],
         adapter=run_pb2.AdapterConfig(rank=16, alpha=32, modalities=["image", "text"], hidden_size=model.hidden_size),
         train=run_pb2.TrainConfig(local_epochs=1, batch_size=8, learning_rate=8e-3, seed=options.seed),
-        fisher=run_pb2.FisherConfig(normalization=run_pb2.FisherConfig.NORMALIZATION_L2, floor=0.1),
+        fisher=run_pb2.FisherConfig(normalization=run_pb2.FisherConfig.NORMALIZATION_L2, floor=1.0),
         evaluate=run_pb2.EvaluateConfig(max_new_tokens=4),
     )
