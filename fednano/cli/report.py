@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from fednano.cli.options import DemoOptions
 from fednano.errors import PartFailed
@@ -200,7 +200,7 @@ def to_tables(report: Report) -> list[Table]:
     accuracies = Table("client", "before", "after", "gain", title="accuracy on each client's own test split")
     for row in accuracy_rows(report):
         accuracies.add_row(*row)
-    figures = Table("figure", "value")
+    figures = Table("figure", Column("value", overflow="fold"))
     for name, value in figure_rows(report):
         figures.add_row(name, value)
     return [accuracies, figures]
