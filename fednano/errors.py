@@ -132,6 +132,22 @@ class InternalFault(WireError):
     reason, code = pb.ERROR_REASON_INTERNAL, "INTERNAL"
 
 
+class ClientEvicted(WireError):
+    reason, code = pb.ERROR_REASON_CLIENT_EVICTED, "PERMISSION_DENIED"
+
+
+class StorageFull(WireError):
+    """No space left where the service keeps its state; nothing was lost, and it may be tried again."""
+
+    reason, code, retryable = pb.ERROR_REASON_STORAGE_FULL, "RESOURCE_EXHAUSTED", True
+
+
+class StoreUnavailable(WireError):
+    """The service cannot reach its database or its artifacts now."""
+
+    reason, code, retryable = pb.ERROR_REASON_STORE_UNAVAILABLE, "UNAVAILABLE", True
+
+
 class LocalError(FednanoError):
     """An error that never crosses the wire: what is wrong lies on this machine."""
 

@@ -12,10 +12,10 @@ from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import aggregator_service_pb2_grpc as pb_grpc
 from fednano.v1 import run_pb2
 from fednano.wire.artifacts import file_chunks
-from services.aggregator import clients, participants, rounds, runs
 from services.aggregator.changes import wait_for
 from services.aggregator.federation import Federation
 from services.aggregator.intake import take_update
+from services.aggregator.store import clients, participants, rounds, runs
 from services.aggregator.tasks import adapter_spec, directive, next_task
 
 # PollTask answers this long before the caller's deadline.

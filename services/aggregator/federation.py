@@ -3,12 +3,12 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from services.aggregator import runs
 from services.aggregator.artifact_store import ArtifactStore
 from services.aggregator.changes import Changes
 from services.aggregator.run_driver import RunDriver
 from services.aggregator.settings import AggregatorSettings
-from services.aggregator.store import Store
+from services.aggregator.store import runs
+from services.aggregator.store.database import Store
 
 
 @dataclass(kw_only=True)

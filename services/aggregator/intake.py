@@ -10,9 +10,9 @@ from fednano.names import ClientName, RoundName
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import artifact_pb2, run_pb2
 from fednano.wire.artifacts import ArtifactReceiver
-from services.aggregator import rounds, runs
 from services.aggregator.federation import Federation
-from services.aggregator.participants import load_participation, record_refusal, record_update
+from services.aggregator.store import rounds, runs
+from services.aggregator.store.participants import load_participation, record_refusal, record_update
 from services.aggregator.update_check import check_base, check_tensors, max_file_bytes
 
 FRAME_TIMEOUT_S = 60.0

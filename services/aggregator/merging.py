@@ -8,7 +8,7 @@ from fednano.adapter_layout import initial_adapter
 from fednano.merge import MergeUpdate, merge_adapters
 from fednano.v1 import run_pb2 as pb
 from services.aggregator.artifact_store import ArtifactStore
-from services.aggregator.participants import Participation
+from services.aggregator.store.participants import Participation
 
 
 def initial_content(config: pb.RunConfig) -> bytes:

@@ -10,13 +10,13 @@ from fednano.errors import TooFewClients, TooFewUpdates, WireError
 from fednano.names import RoundName
 from fednano.telemetry import get_logger
 from fednano.v1 import run_pb2 as pb
-from services.aggregator import clients, rounds, runs
 from services.aggregator.artifact_store import ArtifactStore
 from services.aggregator.changes import Changes, wait_for
 from services.aggregator.merging import initial_content, merge_updates_of, merged_content
-from services.aggregator.participants import Participation, participations
 from services.aggregator.selection import select_clients
-from services.aggregator.store import Store
+from services.aggregator.store import clients, rounds, runs
+from services.aggregator.store.database import Store
+from services.aggregator.store.participants import Participation, participations
 
 log = get_logger("aggregator.driver")
 # A driver looks at leases at least this often while it waits.

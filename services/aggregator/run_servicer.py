@@ -10,11 +10,11 @@ from fednano.v1 import run_pb2
 from fednano.v1 import run_service_pb2 as pb
 from fednano.v1 import run_service_pb2_grpc as pb_grpc
 from fednano.wire.artifacts import file_chunks
-from services.aggregator import clients, rounds, runs
 from services.aggregator.changes import wait_for
-from services.aggregator.events import events_after
 from services.aggregator.federation import Federation
 from services.aggregator.run_config_check import check_config
+from services.aggregator.store import clients, rounds, runs
+from services.aggregator.store.events import events_after
 from services.aggregator.tasks import adapter_spec
 
 DEFAULT_PAGE_SIZE = 20

@@ -9,9 +9,9 @@ from fednano.names import ClientName, RoundName
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import run_pb2
 from fednano.v1.artifact_pb2 import ARTIFACT_KIND_ADAPTER, ArtifactSpec
-from services.aggregator import rounds, runs
 from services.aggregator.artifact_store import ArtifactStore
-from services.aggregator.participants import find_participation
+from services.aggregator.store import rounds, runs
+from services.aggregator.store.participants import find_participation
 
 
 def next_task(connection: Connection, artifacts: ArtifactStore, client: ClientName) -> pb.PollTaskResponse | None:

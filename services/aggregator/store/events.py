@@ -5,8 +5,8 @@ import time
 from sqlalchemy import Connection, insert, select, update
 
 from fednano.v1 import run_pb2 as pb
-from services.aggregator.schema import EVENTS, RUNS
-from services.aggregator.store import timestamp
+from services.aggregator.store.database import timestamp
+from services.aggregator.store.schema import EVENTS, RUNS
 
 
 def append_event(connection: Connection, run: str, subject: pb.Run | pb.Round | pb.Client) -> None:

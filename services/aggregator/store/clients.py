@@ -9,9 +9,9 @@ from sqlalchemy.dialects.sqlite import insert
 from fednano.errors import ResourceNotFound
 from fednano.names import ClientName
 from fednano.v1 import run_pb2 as pb
-from services.aggregator.events import append_event
-from services.aggregator.schema import CLIENTS
-from services.aggregator.store import timestamp
+from services.aggregator.store.database import timestamp
+from services.aggregator.store.events import append_event
+from services.aggregator.store.schema import CLIENTS
 
 
 def put_client(

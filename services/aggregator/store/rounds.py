@@ -8,11 +8,11 @@ from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
 from fednano.errors import ResourceNotFound
 from fednano.names import RoundName
 from fednano.v1 import run_pb2 as pb
-from services.aggregator.events import append_event
-from services.aggregator.participants import Participation, participations, round_metrics
-from services.aggregator.runs import set_current_round
-from services.aggregator.schema import PARTICIPANTS, ROUNDS
-from services.aggregator.store import timestamp
+from services.aggregator.store.database import timestamp
+from services.aggregator.store.events import append_event
+from services.aggregator.store.participants import Participation, participations, round_metrics
+from services.aggregator.store.runs import set_current_round
+from services.aggregator.store.schema import PARTICIPANTS, ROUNDS
 
 
 def open_round(

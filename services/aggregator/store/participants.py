@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, select, update
 from fednano.errors import ClientNotSelected
 from fednano.names import ClientName, RoundName
 from fednano.v1 import run_pb2 as pb
-from services.aggregator.schema import PARTICIPANTS
+from services.aggregator.store.schema import PARTICIPANTS
 
 # Sums over clients; every other metric is a mean weighted by examples.
 SUMMED = "bytes/"

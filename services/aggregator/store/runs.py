@@ -7,9 +7,9 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from fednano.errors import ResourceNotFound, WireError
 from fednano.names import RoundName, RunName
 from fednano.v1 import run_pb2 as pb
-from services.aggregator.events import append_event
-from services.aggregator.schema import CLIENTS, RUNS
-from services.aggregator.store import timestamp
+from services.aggregator.store.database import timestamp
+from services.aggregator.store.events import append_event
+from services.aggregator.store.schema import CLIENTS, RUNS
 
 ENDED = frozenset({pb.Run.STATE_SUCCEEDED, pb.Run.STATE_FAILED, pb.Run.STATE_CANCELLED})
 UNENDED = (pb.Run.STATE_PENDING, pb.Run.STATE_RUNNING)

@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection, Engine, create_engine, event
 
-from services.aggregator.schema import METADATA
+from services.aggregator.store.schema import METADATA
 
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000")
 
