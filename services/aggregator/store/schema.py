@@ -32,6 +32,10 @@ RUNS = Table(
     Column("end_time_s", Float),
     # The sequence of the newest event: counted here so that it has no gaps.
     Column("event_count", Integer, nullable=False, default=0),
+    # What the run waits for, in words; empty when for nothing.
+    Column("waiting_for", String, nullable=False, default=""),
+    # The state to go back to when a paused run is resumed.
+    Column("resume_state", Integer),
 )
 
 CLIENTS = Table(
@@ -46,6 +50,7 @@ CLIENTS = Table(
     Column("heartbeat_time_s", Float, nullable=False),
     Column("parameter_counts", JSON, nullable=False),
     Column("step", Integer, nullable=False, default=0),
+    Column("refusal", String, nullable=False, default=""),
 )
 
 ROUNDS = Table(
@@ -60,6 +65,9 @@ ROUNDS = Table(
     Column("end_time_s", Float),
     # When the state's wait is over; set anew after a restart.
     Column("deadline_s", Float, nullable=False, default=0.0),
+    Column("attempt", Integer, nullable=False, default=1),
+    # What the merge measured over the whole round.
+    Column("merge_metrics", JSON, nullable=False, default=dict),
 )
 
 PARTICIPANTS = Table(
@@ -77,6 +85,10 @@ PARTICIPANTS = Table(
     # What the accepted update is made of; empty until then.
     Column("adapter_sha256", String, nullable=False, default=""),
     Column("fisher_sha256", String, nullable=False, default=""),
+    # The attempt of the round in which the client was selected.
+    Column("attempt", Integer, nullable=False, default=1),
+    # What the merge measured of this client's update, such as "merge/share".
+    Column("merge_metrics", JSON, nullable=False, default=dict),
     ForeignKeyConstraint(["run", "number"], ["rounds.run", "rounds.number"]),
     ForeignKeyConstraint(["run", "client"], ["clients.run", "clients.client"]),
 )
@@ -87,4 +99,17 @@ EVENTS = Table(
     Column("run", ForeignKey("runs.run"), primary_key=True),
     Column("sequence", Integer, primary_key=True),
     Column("event", LargeBinary, nullable=False),
+)
+
+MEASUREMENTS = Table(
+    "measurements",
+    METADATA,
+    Column("run", ForeignKey("runs.run"), primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("create_time_s", Float, nullable=False),
+    Column("number", Integer, nullable=False),
+    # Empty for a measurement of the whole round.
+    Column("client", String, nullable=False, default=""),
+    Column("key", String, nullable=False),
+    Column("value", Float, nullable=False),
 )
