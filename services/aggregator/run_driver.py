@@ -12,7 +12,7 @@ from fednano.telemetry import get_logger
 from fednano.v1 import run_pb2 as pb
 from services.aggregator.artifact_store import ArtifactStore
 from services.aggregator.changes import Changes, wait_for
-from services.aggregator.merging import initial_content, merge_updates_of, merged_content
+from services.aggregator.merging import initial_content, merge_updates_of, merged
 from services.aggregator.selection import select_clients
 from services.aggregator.store import clients, rounds, runs
 from services.aggregator.store.database import Store
@@ -128,8 +128,9 @@ class RunDriver:
         with self._store.transaction() as connection:
             parts = participations(connection, name)
         updates = await asyncio.to_thread(merge_updates_of, parts, self._artifacts)
-        content = await asyncio.to_thread(merged_content, updates, config)
-        sha256 = await asyncio.to_thread(self._artifacts.put, content)
+        base = await asyncio.to_thread(self._artifacts.verified_path, newest.base_adapter_sha256)
+        result = await asyncio.to_thread(merged, updates, base, config)
+        sha256 = await asyncio.to_thread(self._artifacts.put, result.content)
         with self._store.transaction() as connection:
             if self._is_ended(connection):
                 return

@@ -16,19 +16,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from fednano.adapter_layout import Float32Array
+from fednano.merge.updates import MergeUpdate
 
 Float64Array = NDArray[np.float64]
 BLOCK_ELEMENTS = 256 * 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeUpdate:
-    """One client's update on disk. ``fisher`` None stands for F = 1."""
-
-    client: str
-    example_count: int
-    adapter: Path
-    fisher: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from fednano.merge import MergeUpdate, merge_adapters
+from fednano.merge.updates import MergeUpdate
+from fednano.merge.weighted import merge_adapters
 
 NAME = "image.up.weight"
 small = st.integers(-1000, 1000).map(lambda number: number / 64)

@@ -1,0 +1,1 @@
+"""Merging clients' adapters into one: by Fisher information, by examples, and robustly."""
