@@ -9,7 +9,13 @@ from services.client.examples import load_example_set
 from services.client.local_work import Holdings, new_adapters
 from services.client.settings import ClientSettings
 
-METHODS = (run_pb2.METHOD_FEDNANO, run_pb2.METHOD_FEDAVG)
+METHODS = (
+    run_pb2.METHOD_FEDNANO,
+    run_pb2.METHOD_FEDAVG,
+    run_pb2.METHOD_TRIMMED_MEAN,
+    run_pb2.METHOD_MEDIAN,
+    run_pb2.METHOD_KRUM,
+)
 
 
 def load_holdings(settings: ClientSettings) -> Holdings:
