@@ -20,7 +20,28 @@ from fednano.v1 import error_reason_pb2 as pb
 
 PREFIX = "ERROR_REASON_"
 # What a status without our ErrorInfo means: gRPC itself made it, so the peer or the way to it is the matter.
-BARE_CODES = {grpc.StatusCode.UNAVAILABLE: PeerUnavailable, grpc.StatusCode.DEADLINE_EXCEEDED: NoProgress}
+BARE_CODES = {
+    grpc.StatusCode.UNAVAILABLE: PeerUnavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: NoProgress,
+    grpc.StatusCode.CANCELLED: PeerUnavailable,
+}
+# gRPC has no one code for a connection that broke under a call: these words of its core tell it.
+BROKEN_CODES = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+BROKEN_WORDS = (
+    "internal error from core",
+    "stream removed",
+    "rst_stream",
+    "goaway",
+    "connection reset",
+    "connection closed",
+    "socket closed",
+    "broken pipe",
+    "transport closed",
+    "endpoint closing",
+    "end of tcp stream",
+    "endofstream",
+    "stream closed",
+)
 
 
 def to_status(error: WireError) -> status_pb2.Status:
@@ -48,7 +69,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, peer: str) -> WireError:
     known = _known_error(status) if status is not None else None
     if known is not None:
         return known
-    error_class = BARE_CODES.get(code, InternalFault)
+    is_broken = code in BROKEN_CODES and any(known in words.lower() for known in BROKEN_WORDS)
+    error_class = PeerUnavailable if is_broken else BARE_CODES.get(code, InternalFault)
     return error_class(f"{peer}: {code.name} {words}".strip(), peer=peer, code=code.name)
 
 

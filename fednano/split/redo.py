@@ -12,11 +12,10 @@ from tenacity import (
     stop_after_delay,
     stop_any,
     stop_when_event_set,
-    wait_random_exponential,
 )
 
 from fednano.errors import InternalFault, StepUnknown, WireError
-from fednano.rpc.retry import is_retryable
+from fednano.rpc.retry import is_retryable, retry_pause_s
 from fednano.telemetry import get_logger
 
 log = get_logger("client.split")
@@ -44,7 +43,7 @@ def redo(attempt: Callable[[], ResultT], *, what: str, give_up_after_s: float, a
 
     retrying = Retrying(
         retry=retry_if_exception(is_session_lost),
-        wait=wait_random_exponential(multiplier=0.2, max=5.0),
+        wait=retry_pause_s,
         stop=stop_any(stop_after_delay(give_up_after_s), stop_when_event_set(abandoned)),
         sleep=sleep_using_event(abandoned),
         before_sleep=say,

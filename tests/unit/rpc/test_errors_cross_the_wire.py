@@ -28,7 +28,7 @@ class Refusing(pb_grpc.SplitServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         self.calls += 1
         if self.calls <= 2:
-            raise ServerBusy("the queue is full", retry_after_s=2.5, queue="9")
+            raise ServerBusy("the queue is full", retry_after_s=1.5, queue="9")
         return pb.GetModelResponse(model=pb.Model(name="nano"))
 
     async def StreamSteps(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.StreamStepsResponse]:
@@ -60,7 +60,7 @@ async def caught(call: Any) -> WireError:
 async def test_a_refusal_keeps_class_message_facts_and_delay(channel: grpc.aio.Channel) -> None:
     error = await caught(pb_grpc.SplitServiceStub(channel).GetModel(pb.GetModelRequest(), timeout=5))
     assert isinstance(error, ServerBusy)
-    assert (error.message, error.facts, error.retry_after_s) == ("the queue is full", {"queue": "9"}, 2.5)
+    assert (error.message, error.facts, error.retry_after_s) == ("the queue is full", {"queue": "9"}, 1.5)
 
 
 async def test_a_bug_in_a_stream_is_hidden_from_the_caller(channel: grpc.aio.Channel) -> None:
