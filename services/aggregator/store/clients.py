@@ -4,12 +4,11 @@ import time
 from collections.abc import Mapping
 
 from sqlalchemy import ColumnElement, Connection, Row, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from fednano.errors import ResourceNotFound
 from fednano.names import ClientName
 from fednano.v1 import run_pb2 as pb
-from services.aggregator.store.database import timestamp
+from services.aggregator.store.database import timestamp, upsert
 from services.aggregator.store.events import append_event
 from services.aggregator.store.schema import CLIENTS
 
@@ -32,8 +31,7 @@ def put_client(
         "parameter_counts": dict(parameter_counts),
         "step": 0,
     }
-    statement = insert(CLIENTS).values(run=name.run, client=name.client, join_time_s=now_s, **said)
-    connection.execute(statement.on_conflict_do_update(index_elements=["run", "client"], set_=said))
+    upsert(connection, CLIENTS, {"run": name.run, "client": name.client}, said, initial={"join_time_s": now_s})
     return _announce(connection, name)
 
 
@@ -45,7 +43,7 @@ def load_client(connection: Connection, name: ClientName) -> pb.Client:
     return _to_message(row)
 
 
-def list_clients(connection: Connection, run: str, offset: int = 0, limit: int = -1) -> list[pb.Client]:
+def list_clients(connection: Connection, run: str, offset: int = 0, limit: int | None = None) -> list[pb.Client]:
     """All clients that ever joined, sorted by name."""
     every = select(CLIENTS).where(CLIENTS.c.run == run).order_by(CLIENTS.c.client)
     return [_to_message(row) for row in connection.execute(every.offset(offset).limit(limit))]

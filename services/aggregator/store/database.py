@@ -1,12 +1,13 @@
 """Opening the database: SQLite with a write-ahead log, one transaction a change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
 
 from services.aggregator.store.schema import METADATA
 
@@ -35,6 +36,20 @@ class Store:
 def _set_pragmas(connection: Any, _record: Any) -> None:
     for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
+
+
+def upsert(
+    connection: Connection,
+    table: Table,
+    key: Mapping[str, object],
+    values: Mapping[str, object],
+    initial: Mapping[str, object] | None = None,
+) -> None:
+    """Sets ``values`` in the row of that primary key, or adds it, then with the ``initial`` values too."""
+    row = {**(initial or {}), **values, **key}
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).values(row)
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))
 
 
 def timestamp(time_s: float | None) -> Timestamp | None:

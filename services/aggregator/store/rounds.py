@@ -58,7 +58,7 @@ def newest_round(connection: Connection, run: str) -> pb.Round | None:
     return None if row is None else _to_message(connection, row)
 
 
-def list_rounds(connection: Connection, run: str, offset: int = 0, limit: int = -1) -> list[pb.Round]:
+def list_rounds(connection: Connection, run: str, offset: int = 0, limit: int | None = None) -> list[pb.Round]:
     """Oldest first."""
     every = select(ROUNDS).where(ROUNDS.c.run == run).order_by(ROUNDS.c.number).offset(offset).limit(limit)
     return [_to_message(connection, row) for row in connection.execute(every).all()]
