@@ -3,6 +3,8 @@
 B: batch   P: image tokens   D: hidden size
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,14 @@ class ExampleSet:
 
     examples: tuple[Example, ...]
     encoded: tuple[EncodedExample, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Changes where an example, its words or their order do; pictures are known by their examples' ids."""
+        digest = hashlib.sha256()
+        for example, encoded in zip(self.examples, self.encoded, strict=True):
+            digest.update(json.dumps([example.pid, encoded.prompt_ids, encoded.answer_ids]).encode())
+        return digest.hexdigest()
 
 
 def load_example_set(folder: Path, split: str, parts: EdgeParts) -> ExampleSet:

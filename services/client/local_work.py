@@ -1,5 +1,6 @@
 """The computing part of a task, in a thread of its own: files in, files and measurements out. Knows no aggregator."""
 
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,15 @@ from fednano.model.parts import EdgeParts
 from fednano.names import RoundName
 from fednano.split.remote import RemoteLanguageModel
 from fednano.v1 import run_pb2
+from fednano.wire.artifacts import file_sha256
+from services.client.checkpoint import TrainingKey
 from services.client.evaluator import measure_accuracy
 from services.client.examples import ExampleSet
+from services.client.finished_update import FinishedUpdate
 from services.client.fisher_pass import fisher_information
 from services.client.progress import Progress
-from services.client.trainer import example_order, train
+from services.client.trainer import LocalTraining, example_order
+from services.client.training_folder import TrainingFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,33 +62,46 @@ class LocalWork:
         client_id: str,
         max_pass_tokens: int,
         progress: Progress,
+        checkpoint_every_steps: int = 0,
     ) -> None:
+        """``checkpoint_every_steps`` 0: nothing is kept for a process that comes after this one."""
         self._holdings = holdings
         self._config = config
         self._language = language
         self._client_id = client_id
         self._max_pass_tokens = max_pass_tokens
         self._progress = progress
+        self._checkpoint_every_steps = checkpoint_every_steps
+        self._config_sha256 = hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest()
+        self._examples_sha256 = holdings.train.sha256
         self._edge = NanoEdge(holdings.parts, new_adapters(config.adapter))
 
     def train(self, round_name: RoundName, adapter: Path, folder: Path) -> Update:
-        """Trains from ``adapter``; writes the new one, and the Fisher information where it is used, to ``folder``."""
-        examples = self._holdings.train.encoded
-        self._begin(adapter)
-        start_s = time.monotonic()
-        order = example_order(self._config.train.seed, round_name.number, self._client_id)
-        training = train(
-            self._edge, self._language, examples, self._config.train, order=order, after_step=self._after_step
+        """Trains from ``adapter``; writes the new one, and the Fisher information where it is used, to ``folder``.
+
+        Goes on from what an earlier process left in ``folder`` of the same training, to the same bits.
+        """
+        place = TrainingFolder(
+            path=folder, key=self._key(round_name, adapter), every_steps=self._checkpoint_every_steps
         )
-        metrics = {"train/loss": training.mean_loss, "train/seconds": time.monotonic() - start_s}
+        if (finished := place.finished()) is not None:
+            return _update_in(folder, finished)
+        self._begin(adapter)
+        metrics = self._train_adapters(round_name, place)
         files = [_write(dict(self._edge.adapters.state_dict()), folder / "adapter.safetensors")]
         if self._config.method == run_pb2.METHOD_FEDNANO:
             start_s = time.monotonic()
             files.append(_write(self._fisher(round_name), folder / "fisher.safetensors"))
             metrics["fisher/seconds"] = time.monotonic() - start_s
         self._language.close()
-        metrics |= _traffic_metrics(self._language) | _file_metrics(adapter, files)
-        return Update(files=tuple(files), example_count=len(examples), metrics=metrics)
+        finished = FinishedUpdate(
+            key=place.key,
+            files=tuple((path.name, file_sha256(path)) for path in files),
+            example_count=len(self._holdings.train.encoded),
+            metrics=metrics | _traffic_metrics(self._language) | _file_metrics(adapter, files),
+        )
+        place.keep(finished)
+        return _update_in(folder, finished)
 
     def evaluate(self, adapter: Path) -> Evaluation:
         evaluate, tests = self._config.evaluate, self._holdings.test
@@ -108,6 +126,32 @@ class LocalWork:
         self._language.traffic.reset()
         self._edge.adapters.load_state_dict(load_file(adapter))
 
+    def _train_adapters(self, round_name: RoundName, place: TrainingFolder) -> dict[str, float]:
+        """All steps that are not done yet; returns what was measured over all of them."""
+        training, traffic = LocalTraining(self._edge, self._language, self._config.train), self._language.traffic
+        start_s = time.monotonic() - place.restore(training, traffic)
+        self._progress.step = training.position.step_count
+
+        def after_step() -> None:
+            self._progress.step = training.position.step_count
+            place.save_if_due(training, traffic, time.monotonic() - start_s)
+            self._progress.check()
+
+        order = example_order(self._config.train.seed, round_name.number, self._client_id)
+        training.run(self._holdings.train.encoded, order=order, after_step=after_step)
+        seconds = time.monotonic() - start_s
+        place.save(training, traffic, seconds)
+        return {"train/loss": training.mean_loss, "train/seconds": seconds}
+
+    def _key(self, round_name: RoundName, adapter: Path) -> TrainingKey:
+        return TrainingKey(
+            round=str(round_name),
+            client=self._client_id,
+            base_adapter_sha256=file_sha256(adapter),
+            config_sha256=self._config_sha256,
+            examples_sha256=self._examples_sha256,
+        )
+
     def _fisher(self, round_name: RoundName) -> dict[str, Tensor]:
         examples = self._holdings.train.encoded
         limit = self._config.fisher.max_examples
@@ -122,10 +166,6 @@ class LocalWork:
             after_batch=self._progress.check,
         )
 
-    def _after_step(self) -> None:
-        self._progress.step += 1
-        self._progress.check()
-
 
 def new_adapters(config: run_pb2.AdapterConfig) -> NanoAdapters:
     return NanoAdapters(list(config.modalities), hidden_size=config.hidden_size, rank=config.rank, alpha=config.alpha)
@@ -134,6 +174,11 @@ def new_adapters(config: run_pb2.AdapterConfig) -> NanoAdapters:
 def _write(tensors: dict[str, Tensor], path: Path) -> Path:
     save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path)
     return path
+
+
+def _update_in(folder: Path, finished: FinishedUpdate) -> Update:
+    files = tuple(folder / name for name, _ in finished.files)
+    return Update(files=files, example_count=finished.example_count, metrics=finished.metrics)
 
 
 def _traffic_metrics(language: RemoteLanguageModel) -> dict[str, float]:

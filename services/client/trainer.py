@@ -1,49 +1,96 @@
 """Local training: plain PyTorch, whatever stands behind the language half."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fednano.model.batch import EncodedExample, pack
 from fednano.model.edge import LanguageHalf, NanoEdge
 from fednano.v1.run_pb2 import TrainConfig
 
+WEIGHTS = "adapter."
+# What AdamW keeps for each parameter.
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """``mean_loss`` is over all examples seen, each as it was when its batch came."""
+class Position:
+    """How far training has come. ``loss_sum`` is over all examples seen, each as it was when its batch came."""
 
-    mean_loss: float
-    step_count: int
+    step_count: int = 0
+    example_count: int = 0
+    loss_sum: float = 0.0
 
 
-def train(
-    edge: NanoEdge,
-    language: LanguageHalf,
-    examples: Sequence[EncodedExample],
-    config: TrainConfig,
-    *,
-    order: torch.Generator,
-    after_step: Callable[[], None],
-) -> Training:
-    """Trains the adapters in place; AdamW starts afresh. ``after_step`` may raise to end it."""
-    optimizer = torch.optim.AdamW(edge.adapters.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    loss_sum, example_count, step_count = 0.0, 0, 0
-    for indices in batches(len(examples), config, order):
-        batch = pack([examples[index] for index in indices], edge.parts.processor.image_token_id)
-        optimizer.zero_grad()
-        loss = edge.answer_nll(language, edge(batch), batch).mean()
+class LocalTraining:
+    """Trains an edge's adapters in place; AdamW starts afresh, or from where ``restore`` puts it."""
+
+    def __init__(self, edge: NanoEdge, language: LanguageHalf, config: TrainConfig) -> None:
+        self._edge, self._language, self._config = edge, language, config
+        self._optimizer = torch.optim.AdamW(edge.adapters.parameters(), lr=config.learning_rate, weight_decay=0.0)
+        self.position = Position()
+
+    @property
+    def mean_loss(self) -> float:
+        return self.position.loss_sum / max(self.position.example_count, 1)
+
+    def run(
+        self, examples: Sequence[EncodedExample], *, order: torch.Generator, after_step: Callable[[], None]
+    ) -> None:
+        """Takes the steps from ``position`` on, to the last; ``after_step`` may raise to end it."""
+        for step, indices in enumerate(batches(len(examples), self._config, order)):
+            # The order is drawn anew from its seed: what was done before is passed over.
+            if step >= self.position.step_count:
+                self._step([examples[index] for index in indices])
+                after_step()
+
+    def _step(self, examples: Sequence[EncodedExample]) -> None:
+        batch = pack(examples, self._edge.parts.processor.image_token_id)
+        self._optimizer.zero_grad()
+        loss = self._edge.answer_nll(self._language, self._edge(batch), batch).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        loss_sum, example_count, step_count = (
-            loss_sum + loss.item() * len(indices),
-            example_count + len(indices),
-            step_count + 1,
+        self._optimizer.step()
+        self.position = Position(
+            step_count=self.position.step_count + 1,
+            example_count=self.position.example_count + len(examples),
+            loss_sum=self.position.loss_sum + loss.item() * len(examples),
         )
-        after_step()
-    return Training(mean_loss=loss_sum / example_count, step_count=step_count)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of the weights and of what AdamW keeps, as ``restore`` takes them."""
+        saved = {f"{WEIGHTS}{name}": parameter.detach().clone() for name, parameter in self._parameters().items()}
+        for name, parameter in self._parameters().items():
+            kept = self._optimizer.state[parameter]
+            saved |= {f"{moment}.{name}": kept[moment].clone() for moment in MOMENTS if moment in kept}
+        return saved
+
+    def expects(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether ``restore`` can take these, by name, shape and type."""
+        wanted: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        for name, parameter in self._parameters().items():
+            shapes = (torch.Size(), parameter.shape, parameter.shape)
+            wanted[f"{WEIGHTS}{name}"] = (parameter.shape, parameter.dtype)
+            wanted |= {
+                f"{moment}.{name}": (shape, torch.float32) for moment, shape in zip(MOMENTS, shapes, strict=True)
+            }
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == wanted
+
+    def restore(self, tensors: Mapping[str, Tensor], position: Position) -> None:
+        """Goes back to where ``tensors`` were taken: every later step has the same bits."""
+        assert self.expects(tensors)
+        names = list(self._parameters())
+        kept = {index: {key: tensors[f"{key}.{name}"] for key in MOMENTS} for index, name in enumerate(names)}
+        self._edge.adapters.load_state_dict({name: tensors[f"{WEIGHTS}{name}"] for name in names})
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        self.position = position
+
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        """In the order in which the optimizer has them."""
+        return dict(self._edge.adapters.named_parameters())
 
 
 def example_order(seed: int, round_number: int, client_id: str) -> torch.Generator:

@@ -12,7 +12,7 @@ from fednano.model.language import LanguageModel
 from fednano.split.decode import greedy_decode
 from fednano.v1.run_pb2 import TrainConfig
 from services.client.fisher_pass import fisher_information
-from services.client.trainer import example_order, train
+from services.client.trainer import LocalTraining, example_order
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def loss_and_gradients(edge: NanoEdge, language: LanguageHalf) -> dict[str, torc
 def trained(edge: NanoEdge, language: LanguageHalf) -> dict[str, torch.Tensor]:
     config = TrainConfig(local_epochs=2, batch_size=3, learning_rate=1e-2)
     order = example_order(0, 1, "client-1")
-    train(edge, language, ragged_examples(edge), config, order=order, after_step=lambda: None)
+    LocalTraining(edge, language, config).run(ragged_examples(edge), order=order, after_step=lambda: None)
     return edge.adapters.state_dict()
 
 
