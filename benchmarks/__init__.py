@@ -1,0 +1,1 @@
+"""What the parts cost, measured beside what else there is. `RESULTS.md` has the figures."""

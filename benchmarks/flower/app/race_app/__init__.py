@@ -1,0 +1,1 @@
+"""The race as a Flower app."""
