@@ -40,8 +40,8 @@ def set_up() -> None:
 
 def start_legacy(arena: Arena) -> None:
     address = f"127.0.0.1:{_free_port()}"
-    tls = [] if arena.certificates is None else ["--tls", arena.certificates.authority.parent]
-    command = [VENV / "bin" / "python", "-m", "benchmarks.flower.legacy", "--address", address, *tls]
+    tls: list[str | Path] = [] if arena.certificates is None else ["--tls", arena.certificates.authority.parent]
+    command: list[str | Path] = [VENV / "bin" / "python", "-m", "benchmarks.flower.legacy", "--address", address, *tls]
     counts = ("--clients", str(arena.clients), "--rounds", str(arena.total_rounds))
     environment = _environment(arena)
     arena.spawn([*command, *counts], is_server=True, environment=environment)

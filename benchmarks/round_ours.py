@@ -24,15 +24,37 @@ def absent() -> str:
 
 def start(arena: Arena) -> None:
     """The aggregator, a run, and the run's clients."""
-    ready = arena.folder / "ready"
-    flags = ("--state", arena.folder / "state", "--listen", "127.0.0.1:0", "--ready-file", ready)
-    security = security_flags(arena.certificates)
-    arena.spawn([sys.executable, "-m", "services.aggregator", *flags, *security], is_server=True)
-    address = arena.wait_for_file(ready)
+    address = start_aggregator(arena)
     asyncio.run(create_run(address, security_of(arena.certificates), run_config(arena.clients, arena.total_rounds)))
     for client in range(arena.clients):
-        place = ("--address", address, "--marks", arena.marks, "--folder", arena.folder)
-        arena.spawn([sys.executable, "-m", "benchmarks.round_ours_client", *place, "--client", str(client), *security])
+        place: tuple[str | Path, ...] = (
+            "--address",
+            address,
+            "--marks",
+            arena.marks,
+            "--folder",
+            arena.folder,
+            "--client",
+            str(client),
+        )
+        command = (sys.executable, "-m", "benchmarks.round_ours_client", *place)
+        arena.spawn([*command, *security_flags(arena.certificates)])
+
+
+def start_aggregator(arena: Arena, *flags: str) -> str:
+    """Returns its address."""
+    ready = arena.folder / "ready"
+    place: tuple[str | Path, ...] = (
+        "--state",
+        arena.folder / "state",
+        "--listen",
+        "127.0.0.1:0",
+        "--ready-file",
+        ready,
+    )
+    command = (sys.executable, "-m", "services.aggregator", *place, *flags)
+    arena.spawn([*command, *security_flags(arena.certificates)], is_server=True)
+    return arena.wait_for_file(ready)
 
 
 def security_flags(certificates: Certificates | None) -> list[str | Path]:
