@@ -1,6 +1,7 @@
 """Opening a channel to a peer, and waiting until the peer says it serves."""
 
 import asyncio
+import random
 import time
 
 import grpc
@@ -8,9 +9,12 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from fednano.config import Security
-from fednano.errors import PeerUnavailable
+from fednano.errors import PeerUnavailable, WireError
+from fednano.rpc.retry import call_once
 from fednano.rpc.server import read_pem
 
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 1.0
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
@@ -43,17 +47,19 @@ async def wait_until_serving(channel: grpc.aio.Channel, service: str, peer: str,
         request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
+    request = health_pb2.HealthCheckRequest(service=service)
     deadline = time.monotonic() + timeout_s
-    last = "no answer"
+    last, pause_s = "no answer", FIRST_PAUSE_S
     while time.monotonic() < deadline:
         try:
-            answer = await check(health_pb2.HealthCheckRequest(service=service), timeout=min(5.0, timeout_s))
+            answer = await call_once(lambda: check(request, timeout=min(5.0, timeout_s)), peer=peer)
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return
             last = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-        except grpc.aio.AioRpcError as error:
-            last = f"{error.code().name} {error.details()}"
-        await asyncio.sleep(0.1)
+        except WireError as error:
+            last = error.message.removeprefix(f"{peer}: ")
+        await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     raise PeerUnavailable(
         f"{peer} does not serve {service} after {timeout_s:g} s ({last}); is it started, is the address right?",
         peer=peer,
