@@ -1,117 +1,159 @@
-"""Merging clients' adapters into one: Fisher merging (Eq. 1 of the paper) and FedAvg, which is Eq. 1 with F = 1.
+"""Fisher merging (Eq. 1 of the paper) and FedAvg, which is Eq. 1 with F = 1.
 
     theta_i = sum_k w_k F_ki theta_ki / sum_k w_k F_ki,   w_k = n_k / sum n
 
-Sums run in float64 over the clients sorted by name, so the order in which updates came changes no bit of the result.
-One tensor of one client is in memory at a time, besides the running sums of that tensor.
-Dimensions: I the flattened elements of one tensor.
+n_k is how many examples the client says it trained on; FedAvg weighs by nothing else, and has no cap. Sums run in
+float64 over the clients sorted by name, so neither the order in which updates came nor the number of threads changes a
+bit of the result. In memory are the base adapter, the merged one, and each thread's block.
+Dimensions: I the flattened elements of one block · S those of one strip.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import safe_open
 
 from fednano.adapter_layout import Float32Array
-from fednano.merge.updates import MergeUpdate
-
-Float64Array = NDArray[np.float64]
-BLOCK_ELEMENTS = 256 * 1024
+from fednano.merge.shares import FisherWeighting, TensorWeight, tensor_weights
+from fednano.merge.streaming import STREAMING, STRIP_ELEMENTS, Block, Streaming, blocks, on_threads, strips
+from fednano.merge.survey import BaseAdapter, Float64Array, SurveyedUpdate, load_base, survey
+from fednano.merge.updates import ClientPart, MergeResult, MergeUpdate
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Weighed:
-    """An update with its w_k and the factor that normalizes its Fisher information."""
+    """An update with its w_k and its weight in each tensor by name."""
 
-    update: MergeUpdate
-    weight: float
-    fisher_scale: float
+    update: SurveyedUpdate
+    client_weight: float
+    weights: dict[str, TensorWeight]
 
 
-def merge_adapters(
-    updates: Sequence[MergeUpdate], *, normalize_l2: bool = False, floor: float = 0.0
-) -> dict[str, Float32Array]:
-    """The merged adapter, by tensor name.
+def merge_weighted(
+    updates: Sequence[MergeUpdate],
+    base: Path,
+    *,
+    weighting: FisherWeighting,
+    max_update_norm: float = 0.0,
+    streaming: Streaming = STREAMING,
+) -> MergeResult:
+    """Eq. 1 over all updates, which all have Fisher information or none. Reads every file twice.
 
-    ``normalize_l2`` divides each client's F by its L2 norm over all tensors. ``floor`` adds that fraction of the mean
-    over clients and elements of the (normalized) tensor to every F. Where no client has any F, the w_k-weighted mean
+    ``max_update_norm`` shortens longer updates first; 0 does not. Where no client has any F, the w_k-weighted mean
     takes the place of 0 / 0.
     """
-    if not updates or any(update.example_count < 1 for update in updates):
-        raise ValueError("merging needs at least one update, each with at least one example")
+    base_adapter = load_base(base)
+    weighed = _weighed(survey(updates, base_adapter, max_update_norm, streaming), base_adapter, weighting)
+    places = base_adapter.file.places
+    flat = {name: np.empty(place.size, np.float32) for name, place in places.items()}
+
+    def merge_block(block: Block) -> None:
+        flat[block.tensor][block.start : block.stop] = _merge_block(block, weighed, base_adapter)
+
+    on_threads(merge_block, blocks(places, streaming.block_elements), streaming.threads)
+    return MergeResult(
+        tensors={name: flat[name].reshape(place.shape) for name, place in sorted(places.items())},
+        parts={one.update.client: _part(one, base_adapter) for one in weighed},
+    )
+
+
+def _weighed(updates: Sequence[SurveyedUpdate], base: BaseAdapter, weighting: FisherWeighting) -> list[_Weighed]:
     total = sum(update.example_count for update in updates)
+    client_weights = [update.example_count / total for update in updates]
     weighed = [
-        _Weighed(
-            update=update,
-            weight=update.example_count / total,
-            fisher_scale=_inverse_norm(update) if normalize_l2 else 1.0,
-        )
-        for update in sorted(updates, key=lambda update: update.client)
+        _Weighed(update=one, client_weight=w, weights={}) for one, w in zip(updates, client_weights, strict=True)
     ]
-    with safe_open(weighed[0].update.adapter, framework="np") as adapter:
-        names = sorted(adapter.keys())
-    return {name: _merge_tensor(name, weighed, floor) for name in names}
+    scales = [1.0 / one.fisher_norm if weighting.normalize_l2 and one.fisher_norm > 0 else 1.0 for one in updates]
+    for name, place in base.file.places.items():
+        if updates[0].fisher is None:
+            weights = [TensorWeight(factor=w, added=0.0, share=w, is_capped=False) for w in client_weights]
+        else:
+            sums = [update.fisher_sums[name] for update in updates]
+            weights = tensor_weights(sums, scales, client_weights, place.size, weighting)
+        for one, weight in zip(weighed, weights, strict=True):
+            one.weights[name] = weight
+    return weighed
 
 
-def _merge_tensor(name: str, weighed: Sequence[_Weighed], floor: float) -> Float32Array:
-    shape = _read(weighed[0].update.adapter, name).shape
-    size = int(np.prod(shape))
-    numerator_I, denominator_I, mean_I = (np.zeros(size, np.float64) for _ in range(3))
-    added = floor * _mean_fisher(name, weighed) if floor > 0 else 0.0
+def _part(one: _Weighed, base: BaseAdapter) -> ClientPart:
+    sizes = {name: place.size for name, place in base.file.places.items()}
+    return ClientPart(
+        share=sum(one.weights[name].share * size for name, size in sizes.items()) / sum(sizes.values()),
+        update_norm=one.update.update_norm,
+        is_clipped=one.update.is_clipped,
+        capped_tensor_count=sum(weight.is_capped for weight in one.weights.values()),
+    )
+
+
+class _BlockSums:
+    """The running sums of one block, and one thread's buffers to add a client to them."""
+
+    def __init__(self, block: Block, base: BaseAdapter) -> None:
+        self._block, self._base_I = block, base.flat[block.tensor][block.start : block.stop]
+        self._theta_I, self._fisher_I = (np.empty(block.size, np.float32) for _ in range(2))
+        self._theta_S, self._weight_S = (np.empty(STRIP_ELEMENTS, np.float64) for _ in range(2))
+        self.numerator_I, self.denominator_I = (np.zeros(block.size, np.float64) for _ in range(2))
+        # What all elements of the denominator have in common where F = 1.
+        self._constant = 0.0
+
+    def add(self, update: SurveyedUpdate, weight: TensorWeight) -> None:
+        update.adapter.read(self._block.tensor, self._block.start, self._theta_I)
+        if update.fisher is None:
+            self._constant += weight.factor
+        else:
+            update.fisher.read(self._block.tensor, self._block.start, self._fisher_I)
+        for strip in strips(self._block.size):
+            theta_S = self._widened(strip, update.clip)
+            if update.fisher is None:
+                np.multiply(theta_S, weight.factor, out=theta_S)
+            else:
+                np.multiply(theta_S, self._weighed(strip, weight), out=theta_S)
+            numerator_S = self.numerator_I[strip]
+            np.add(numerator_S, theta_S, out=numerator_S)
+
+    def merged(self) -> tuple[Float32Array, bool]:
+        """The weighted mean, and whether every element had any weight; those that had none are 0."""
+        if self._constant:
+            self.denominator_I.fill(self._constant)
+        known_I = self.denominator_I > 0
+        np.divide(self.numerator_I, self.denominator_I, out=self.numerator_I, where=known_I)
+        return self.numerator_I.astype(np.float32), bool(known_I.all())
+
+    def _widened(self, strip: slice, clip: float) -> Float64Array:
+        """The strip of theta, where need be pulled towards the base adapter."""
+        theta_S, base_S = self._theta_S[: strip.stop - strip.start], self._base_I[strip]
+        np.copyto(theta_S, self._theta_I[strip])
+        if clip < 1.0:
+            np.subtract(theta_S, base_S, out=theta_S)
+            np.multiply(theta_S, clip, out=theta_S)
+            np.add(theta_S, base_S, out=theta_S)
+        return theta_S
+
+    def _weighed(self, strip: slice, weight: TensorWeight) -> Float64Array:
+        """The strip of w_k F_k, which it adds to the denominator."""
+        weight_S, denominator_S = self._weight_S[: strip.stop - strip.start], self.denominator_I[strip]
+        np.multiply(self._fisher_I[strip], weight.factor, out=weight_S, dtype=np.float64)
+        if weight.added:
+            np.add(weight_S, weight.added, out=weight_S)
+        np.add(denominator_S, weight_S, out=denominator_S)
+        return weight_S
+
+
+def _merge_block(block: Block, weighed: Sequence[_Weighed], base: BaseAdapter) -> Float32Array:
+    sums = _BlockSums(block, base)
     for one in weighed:
-        theta_I = _read(one.update.adapter, name).reshape(-1)
-        fisher_I = None if one.update.fisher is None else _read(one.update.fisher, name).reshape(-1)
-        for block in _blocks(size):
-            theta_block = theta_I[block].astype(np.float64)
-            weight_block = one.weight * (_fisher_block(fisher_I, block, one.fisher_scale) + added)
-            numerator_I[block] += weight_block * theta_block
-            denominator_I[block] += weight_block
-            mean_I[block] += one.weight * theta_block
-    known_I = denominator_I > 0
-    # In place, and only where there is something to divide by: elsewhere the mean stays.
-    np.divide(numerator_I, denominator_I, out=mean_I, where=known_I)
-    return mean_I.astype(np.float32).reshape(shape)
+        sums.add(one.update, one.weights[block.tensor])
+    merged_I, is_known = sums.merged()
+    if not is_known:
+        np.copyto(merged_I, _mean(block, weighed, base), where=sums.denominator_I <= 0)
+    return merged_I
 
 
-def _fisher_block(fisher_I: Float32Array | None, block: slice, scale: float) -> Float64Array | float:
-    return 1.0 * scale if fisher_I is None else fisher_I[block].astype(np.float64) * scale
-
-
-def _mean_fisher(name: str, weighed: Sequence[_Weighed]) -> float:
-    """Mean of the normalized tensor over clients and elements."""
-    total, count = 0.0, 0
+def _mean(block: Block, weighed: Sequence[_Weighed], base: BaseAdapter) -> Float32Array:
+    """The block's mean weighted by w_k alone."""
+    sums = _BlockSums(block, base)
     for one in weighed:
-        if one.update.fisher is None:
-            total, count = total + one.fisher_scale, count + 1
-            continue
-        fisher_I = _read(one.update.fisher, name).reshape(-1)
-        sums = (float(fisher_I[block].astype(np.float64).sum()) for block in _blocks(fisher_I.size))
-        total += sum(sums) * one.fisher_scale / max(fisher_I.size, 1)
-        count += 1
-    return total / count
-
-
-def _inverse_norm(update: MergeUpdate) -> float:
-    """1 / L2 norm of the client's F over all tensors; 1 where all of it is zero, or where it stands for F = 1."""
-    if update.fisher is None:
-        return 1.0
-    squares = 0.0
-    with safe_open(update.fisher, framework="np") as fisher:
-        for name in sorted(fisher.keys()):
-            fisher_I = fisher.get_tensor(name).reshape(-1)
-            for block in _blocks(fisher_I.size):
-                squares += float(np.square(fisher_I[block].astype(np.float64)).sum())
-    return 1.0 / float(np.sqrt(squares)) if squares > 0 else 1.0
-
-
-def _read(path: Path, name: str) -> Float32Array:
-    with safe_open(path, framework="np") as tensors:
-        tensor: Float32Array = tensors.get_tensor(name)
-    return tensor
-
-
-def _blocks(size: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK_ELEMENTS) for start in range(0, size, BLOCK_ELEMENTS))
+        weight = TensorWeight(factor=0.0, added=one.client_weight, share=0.0, is_capped=False)
+        sums.add(one.update, weight)
+    return sums.merged()[0]

@@ -8,8 +8,12 @@ from pathlib import Path
 from safetensors.numpy import save
 
 from fednano.adapter_layout import initial_adapter
-from fednano.merge.updates import MergeUpdate
-from fednano.merge.weighted import merge_adapters
+from fednano.errors import TooFewUpdates
+from fednano.merge.krum import least_krum_updates, merge_krum
+from fednano.merge.ordered import median_trimmed_count, merge_trimmed, trimmed_count
+from fednano.merge.shares import FisherWeighting
+from fednano.merge.updates import ClientPart, MergeResult, MergeUpdate
+from fednano.merge.weighted import merge_weighted
 from fednano.v1 import run_pb2 as pb
 from services.aggregator.artifact_store import ArtifactStore
 from services.aggregator.store.participants import Participation
@@ -45,15 +49,51 @@ def merge_updates_of(parts: Sequence[Participation], artifacts: ArtifactStore) -
     ]
 
 
-def merged(updates: Sequence[MergeUpdate], base: Path, config: pb.RunConfig) -> Merged:  # noqa: ARG001 -- for clipping
-    """Merges by the run's method; ``base`` is the adapter that the round started from. Takes seconds."""
+def merged(updates: Sequence[MergeUpdate], base: Path, config: pb.RunConfig) -> Merged:
+    """Merges by the run's method; ``base`` is the adapter that the round started from. Takes seconds.
+
+    Raises TooFewUpdates where the method cannot do with so few, as when clients were evicted meanwhile.
+    """
+    needed = least_krum_updates(config.merge.krum_hostile_count) if config.method == pb.METHOD_KRUM else 1
+    if len(updates) < needed:
+        method = pb.Method.Name(config.method)
+        raise TooFewUpdates(f"{method} needs {needed} updates or more, and {len(updates)} are left to merge")
     start_s = time.perf_counter()
-    is_fisher = config.method != pb.METHOD_FEDAVG
-    normalize_l2 = is_fisher and config.fisher.normalization == pb.FisherConfig.NORMALIZATION_L2
-    floor = config.fisher.floor if is_fisher else 0.0
-    content: bytes = save(merge_adapters(updates, normalize_l2=normalize_l2, floor=floor))
+    result = _merge(updates, base, config)
+    shares = [part.share for part in result.parts.values()]
     return Merged(
-        content=content,
-        client_metrics={update.client: {} for update in updates},
-        round_metrics={"merge/seconds": time.perf_counter() - start_s},
+        content=save(dict(result.tensors)),
+        client_metrics={client: _client_metrics(part) for client, part in result.parts.items()},
+        round_metrics={
+            # So many clients with equal shares would be as far from one client's rule as these are.
+            "merge/effective_clients": 1.0 / sum(share * share for share in shares),
+            "merge/seconds": time.perf_counter() - start_s,
+        },
     )
+
+
+def _merge(updates: Sequence[MergeUpdate], base: Path, config: pb.RunConfig) -> MergeResult:
+    limit = config.merge.max_update_norm
+    if config.method == pb.METHOD_KRUM:
+        return merge_krum(updates, base, hostile_count=config.merge.krum_hostile_count, max_update_norm=limit)
+    if config.method in (pb.METHOD_TRIMMED_MEAN, pb.METHOD_MEDIAN):
+        count = len(updates)
+        is_median = config.method == pb.METHOD_MEDIAN
+        dropped = median_trimmed_count(count) if is_median else trimmed_count(config.merge.trim_fraction, count)
+        return merge_trimmed(updates, base, dropped=dropped, max_update_norm=limit)
+    fisher = config.fisher
+    weighting = FisherWeighting(
+        normalize_l2=fisher.normalization == pb.FisherConfig.NORMALIZATION_L2,
+        floor=fisher.floor,
+        max_share=fisher.max_share,
+    )
+    return merge_weighted(updates, base, weighting=weighting, max_update_norm=limit)
+
+
+def _client_metrics(part: ClientPart) -> dict[str, float]:
+    return {
+        "merge/share": part.share,
+        "merge/update_norm": part.update_norm,
+        "merge/clipped": float(part.is_clipped),
+        "merge/capped": float(part.capped_tensor_count),
+    }

@@ -1,0 +1,138 @@
+"""The first look at every update: how far it is from the base adapter and how much Fisher information it brings.
+
+Dimensions: I the flattened elements of one tensor · S those of one strip.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fednano.adapter_layout import Float32Array
+from fednano.merge.streaming import STRIP_ELEMENTS, Streaming, blocks, on_threads, strips
+from fednano.merge.tensor_file import TensorFile, open_tensor_file
+from fednano.merge.updates import MergeUpdate, in_merge_order
+
+Float64Array = NDArray[np.float64]
+READ_ELEMENTS = 16 * STRIP_ELEMENTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseAdapter:
+    """The adapter that the round started from: its file's layout, and its flattened tensors in memory."""
+
+    file: TensorFile
+    flat: Mapping[str, Float32Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyedUpdate:
+    """An update, opened, with the sums that decide its weight."""
+
+    client: str
+    example_count: int
+    adapter: TensorFile
+    fisher: TensorFile | None
+    update_norm: float
+    # What the difference from the base adapter is multiplied by, so that it is no longer than allowed; else 1.
+    clip: float
+    fisher_sums: Mapping[str, float]
+    fisher_norm: float
+
+    @property
+    def is_clipped(self) -> bool:
+        return self.clip < 1.0
+
+
+def load_base(path: Path) -> BaseAdapter:
+    file = open_tensor_file(path)
+    flat: dict[str, Float32Array] = {}
+    for name, place in file.places.items():
+        flat[name] = np.empty(place.size, np.float32)
+        file.read(name, 0, flat[name])
+    return BaseAdapter(file=file, flat=flat)
+
+
+def survey(
+    updates: Sequence[MergeUpdate], base: BaseAdapter, max_update_norm: float, streaming: Streaming
+) -> list[SurveyedUpdate]:
+    """Reads every file once. Sorted by client name; ``max_update_norm`` 0 clips nothing."""
+    ordered = in_merge_order(updates)
+    # Neighbours share a thread, and with it a thread's buffers.
+    size = -(-len(ordered) // streaming.threads)
+    shares = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    surveyed = on_threads(lambda share: _survey_some(share, base, max_update_norm), shares, streaming.threads)
+    return [one for some in surveyed for one in some]
+
+
+def _survey_some(updates: Sequence[MergeUpdate], base: BaseAdapter, max_update_norm: float) -> list[SurveyedUpdate]:
+    scratch = _Scratch()
+    return [_survey_one(update, base, max_update_norm, scratch) for update in updates]
+
+
+class _Scratch:
+    """One thread's buffers."""
+
+    def __init__(self) -> None:
+        self.read_I = np.empty(READ_ELEMENTS, np.float32)
+        self.wide_S = np.empty(STRIP_ELEMENTS, np.float64)
+        self.square_S = np.empty(STRIP_ELEMENTS, np.float64)
+
+
+def _survey_one(update: MergeUpdate, base: BaseAdapter, max_update_norm: float, scratch: _Scratch) -> SurveyedUpdate:
+    adapter = _open_alike(update.adapter, base)
+    update_norm = _update_norm(adapter, base, scratch)
+    fisher = None if update.fisher is None else _open_alike(update.fisher, base)
+    sums, norm = ({}, 1.0) if fisher is None else _fisher_sums(fisher, scratch)
+    return SurveyedUpdate(
+        client=update.client,
+        example_count=update.example_count,
+        adapter=adapter,
+        fisher=fisher,
+        update_norm=update_norm,
+        clip=max_update_norm / update_norm if 0 < max_update_norm < update_norm else 1.0,
+        fisher_sums=sums,
+        fisher_norm=norm,
+    )
+
+
+def _open_alike(path: Path, base: BaseAdapter) -> TensorFile:
+    file = open_tensor_file(path)
+    if {name: place.shape for name, place in file.places.items()} != {
+        name: place.shape for name, place in base.file.places.items()
+    }:
+        raise ValueError(f"{path} has other tensors than the base adapter {base.file.path}")
+    return file
+
+
+def _update_norm(adapter: TensorFile, base: BaseAdapter, scratch: _Scratch) -> float:
+    squares: list[float] = []
+    for block in blocks(adapter.places, READ_ELEMENTS):
+        theta_I = scratch.read_I[: block.size]
+        adapter.read(block.tensor, block.start, theta_I)
+        base_I = base.flat[block.tensor][block.start : block.stop]
+        for strip in strips(block.size):
+            moved_S = scratch.wide_S[: strip.stop - strip.start]
+            np.subtract(theta_I[strip], base_I[strip], out=moved_S, dtype=np.float64)
+            np.multiply(moved_S, moved_S, out=moved_S)
+            squares.append(float(moved_S.sum()))
+    return math.sqrt(math.fsum(squares))
+
+
+def _fisher_sums(fisher: TensorFile, scratch: _Scratch) -> tuple[dict[str, float], float]:
+    """The sum of each tensor, and the L2 norm over all. float64 holds both for any finite float32 values."""
+    sums: dict[str, list[float]] = {name: [] for name in sorted(fisher.places)}
+    squares: list[float] = []
+    for block in blocks(fisher.places, READ_ELEMENTS):
+        fisher_I = scratch.read_I[: block.size]
+        fisher.read(block.tensor, block.start, fisher_I)
+        for strip in strips(block.size):
+            count = strip.stop - strip.start
+            wide_S, square_S = scratch.wide_S[:count], scratch.square_S[:count]
+            np.copyto(wide_S, fisher_I[strip])
+            sums[block.tensor].append(float(wide_S.sum()))
+            squares.append(float(np.multiply(wide_S, wide_S, out=square_S).sum()))
+    return {name: math.fsum(parts) for name, parts in sums.items()}, math.sqrt(math.fsum(squares))
