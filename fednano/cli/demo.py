@@ -114,7 +114,7 @@ async def _federate(options: DemoOptions, processes: Processes, view: RunView, s
     await _all(_serving(processes, server, SPLIT_SERVICE), _serving(processes, aggregator, RUN_SERVICE))
     model = await get_model(server_address)
     async with open_channel(aggregator_address, PLAINTEXT) as channel:
-        operator = Operator(channel=channel)
+        operator = Operator(channel=channel, peer=f"the aggregator at {aggregator_address}")
         await operator.create(_create_request(options, model))
         view.say(f"created {RUN_NAME}: {options.method.value}, {options.rounds} rounds, {options.clients} clients")
         await _all(*(_serving(processes, client, OVERALL) for client in clients))

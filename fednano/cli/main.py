@@ -1,26 +1,39 @@
-"""The command ``fednano``. Exit codes: 0 done, 1 a part or a call failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+"""The command ``fednano``. Its exit codes are in ``exits.py``."""
 
-from collections.abc import Callable
+import json
+import os
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from fednano.cli import adapter_commands, client_commands, create_command, round_commands, run_commands
+from fednano.cli.commands import operator_command
+from fednano.cli.exits import EXIT_WORDS, or_exit
 from fednano.cli.options import DemoMethod, DemoOptions
-from fednano.errors import ExamplesInvalid, FednanoError, ModelInvalid, SettingsInvalid
+from fednano.cli.status_command import status
+from fednano.config import Security
 from fednano.telemetry import configure_logging
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Federated tuning of a frozen multimodal model.")
-ResultT = TypeVar("ResultT")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Federated tuning of a frozen multimodal model.",
+    epilog=EXIT_WORDS,
+)
+create_command.register(run_commands.app)
+app.add_typer(run_commands.app, name="run")
+app.add_typer(round_commands.app, name="round")
+app.add_typer(client_commands.app, name="client")
+app.add_typer(adapter_commands.app, name="adapter")
+operator_command(app, "status")(status)
 
 
 def main() -> None:
     """The entry point."""
+    # Read by gRPC when it starts: the demo's processes are forked, and need none of it before they are others.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     configure_logging("cli", level="ERROR")
     app()
 
@@ -40,11 +53,6 @@ def demo(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over even where a run was cut short.")] = False,
 ) -> None:
     """Tunes one frozen model with several client processes on this machine, and shows what came of it."""
-    # Here, for the other commands do not need what it imports.
-    from fednano.cli.demo import run_demo
-    from fednano.cli.report import to_json, to_tables
-    from fednano.cli.view import RunView
-
     options = DemoOptions(
         out=out,
         clients=clients,
@@ -55,13 +63,7 @@ def demo(
         train_examples=train_examples,
         fresh=fresh,
     )
-    console = Console(stderr=as_json)
-    report = _or_exit(lambda: run_demo(options, RunView(console)))
-    if as_json:
-        typer.echo(to_json(report), nl=False)
-        return
-    console.print(*to_tables(report), sep="\n")
-    console.print(f"report, plot and adapter: {out}", markup=False, highlight=False, soft_wrap=True)
+    or_exit(lambda: _demo(options, as_json), interrupted="stopped; the same command continues the run")
 
 
 @app.command()
@@ -76,37 +78,45 @@ def ask(
     tls_ca: Annotated[Path | None, typer.Option(help="PEM file of the CA.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to stdout.")] = False,
 ) -> None:
     """Asks the tuned model a question about a picture."""
-    from fednano.cli.ask import Question
-    from fednano.cli.ask import ask as answer
-    from fednano.config import Security
-
     # A server of our own is on loopback and speaks plaintext.
     security = Security(insecure=insecure or not server, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
-    asked = Question(
-        image=image,
-        question=question,
-        adapter=adapter,
-        model=model,
-        adapter_alpha=adapter_alpha,
-        server=server,
-        security=security,
-    )
-    typer.echo(_or_exit(lambda: answer(asked)))
+
+    def answer() -> str:
+        # Here, for the other commands do not need what it imports.
+        from fednano.cli.ask import Question
+        from fednano.cli.ask import ask as answer_to
+
+        asked = Question(
+            image=image,
+            question=question,
+            adapter=adapter,
+            model=model,
+            adapter_alpha=adapter_alpha,
+            server=server,
+            security=security,
+        )
+        return answer_to(asked)
+
+    found = or_exit(answer, interrupted="stopped")
+    typer.echo(json.dumps({"answer": found}) if as_json else found)
 
 
-def _or_exit(work: Callable[[], ResultT]) -> ResultT:
-    """The result of ``work``, or the exit code and the one message that its failure means."""
-    try:
-        return work()
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command continues the run", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except FednanoError as error:
-        typer.echo(f"fednano: {error.message}", err=True)
-        usage = isinstance(error, SettingsInvalid | ModelInvalid | ExamplesInvalid)
-        raise typer.Exit(EXIT_USAGE if usage else EXIT_FAILED) from None
+def _demo(options: DemoOptions, as_json: bool) -> None:
+    # Here, for the other commands do not need what it imports.
+    from fednano.cli.demo import run_demo
+    from fednano.cli.report import to_json, to_tables
+    from fednano.cli.view import RunView
+
+    console = Console(stderr=as_json)
+    report = run_demo(options, RunView(console))
+    if as_json:
+        typer.echo(to_json(report), nl=False)
+        return
+    console.print(*to_tables(report), sep="\n")
+    console.print(f"report, plot and adapter: {options.out}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

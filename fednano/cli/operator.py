@@ -1,137 +1,193 @@
-"""An operator's calls to a running federation: create a run, follow it, read it, export its adapter."""
+"""An operator's calls to a running federation. Every call may be repeated, and is while the aggregator is away."""
 
-import asyncio
-import hashlib
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import grpc.aio
 
-from fednano.errors import DigestMismatch, NoProgress, StreamMalformed, WireError
-from fednano.rpc.retry import call_with_retry, is_retryable
-from fednano.rpc.status import from_rpc_error
-from fednano.v1 import artifact_pb2, run_pb2, run_service_pb2, run_service_pb2_grpc
+from fednano.cli.follow import ENDED, Stream, events_until_end
+from fednano.errors import NoProgress, PeerUnavailable, StreamMalformed, WireError
+from fednano.rpc.retry import call_with_retry
+from fednano.v1 import run_pb2, run_service_pb2, run_service_pb2_grpc
+from fednano.wire.artifacts import ArtifactReceiver
 
-PEER = "the aggregator"
 CALL_TIMEOUT_S = 10.0
-GIVE_UP_AFTER_S = 60.0
-RECONNECT_PAUSE_S = 0.3
-ENDED = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STATE_CANCELLED)
+TRANSFER_TIMEOUT_S = 300.0
+MAX_ADAPTER_BYTES = 1 << 34
+PAGE_SIZE = 100
+MEASUREMENT_PAGE_SIZE = 1000
+
+
+class Page(Protocol):
+    @property
+    def next_page_token(self) -> str: ...
+
+
+ResultT = TypeVar("ResultT")
+PageT = TypeVar("PageT", bound=Page)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """RunService over one channel; every call may be repeated and is, while the aggregator is away."""
+    """RunService over one channel. ``peer`` is what a message calls the other end, its address included."""
 
     channel: grpc.aio.Channel
+    peer: str
+    # Seconds for which an aggregator that does not answer is tried.
+    patience_s: float = 60.0
 
     @property
     def stub(self) -> "run_service_pb2_grpc.RunServiceAsyncStub":
         return run_service_pb2_grpc.RunServiceStub(self.channel)
 
     async def create(self, request: run_service_pb2.CreateRunRequest) -> run_pb2.Run:
-        async def call() -> run_service_pb2.CreateRunResponse:
-            return await self.stub.CreateRun(request, timeout=CALL_TIMEOUT_S)
-
-        return (await call_with_retry(call, peer=PEER, what="CreateRun", give_up_after_s=GIVE_UP_AFTER_S)).run
+        """``request`` needs a request_id: it is what makes repeating it safe."""
+        return (await self._call("CreateRun", lambda: self.stub.CreateRun(request, timeout=CALL_TIMEOUT_S))).run
 
     async def run(self, name: str) -> run_pb2.Run:
-        async def call() -> run_service_pb2.GetRunResponse:
-            return await self.stub.GetRun(run_service_pb2.GetRunRequest(name=name), timeout=CALL_TIMEOUT_S)
+        request = run_service_pb2.GetRunRequest(name=name)
+        return (await self._call("GetRun", lambda: self.stub.GetRun(request, timeout=CALL_TIMEOUT_S))).run
 
-        return (await call_with_retry(call, peer=PEER, what="GetRun", give_up_after_s=GIVE_UP_AFTER_S)).run
+    async def cancel(self, name: str) -> run_pb2.Run:
+        request = run_service_pb2.CancelRunRequest(name=name)
+        return (await self._call("CancelRun", lambda: self.stub.CancelRun(request, timeout=CALL_TIMEOUT_S))).run
+
+    async def pause(self, name: str) -> run_pb2.Run:
+        request = run_service_pb2.PauseRunRequest(name=name)
+        return (await self._call("PauseRun", lambda: self.stub.PauseRun(request, timeout=CALL_TIMEOUT_S))).run
+
+    async def resume(self, name: str) -> run_pb2.Run:
+        request = run_service_pb2.ResumeRunRequest(name=name)
+        return (await self._call("ResumeRun", lambda: self.stub.ResumeRun(request, timeout=CALL_TIMEOUT_S))).run
+
+    async def round(self, name: str) -> run_pb2.Round:
+        request = run_service_pb2.GetRoundRequest(name=name)
+        return (await self._call("GetRound", lambda: self.stub.GetRound(request, timeout=CALL_TIMEOUT_S))).round
+
+    async def client(self, name: str) -> run_pb2.Client:
+        request = run_service_pb2.GetClientRequest(name=name)
+        return (await self._call("GetClient", lambda: self.stub.GetClient(request, timeout=CALL_TIMEOUT_S))).client
+
+    async def evict(self, name: str) -> run_pb2.Client:
+        request = run_service_pb2.EvictClientRequest(name=name)
+        return (await self._call("EvictClient", lambda: self.stub.EvictClient(request, timeout=CALL_TIMEOUT_S))).client
+
+    async def runs(self, limit: int) -> list[run_pb2.Run]:
+        """The newest runs, at most ``limit``, newest first."""
+
+        def fetch(token: str) -> Awaitable[run_service_pb2.ListRunsResponse]:
+            request = run_service_pb2.ListRunsRequest(page_size=min(limit, PAGE_SIZE), page_token=token)
+            return self.stub.ListRuns(request, timeout=CALL_TIMEOUT_S)
+
+        found: list[run_pb2.Run] = []
+        async for page in self._pages("ListRuns", fetch):
+            found += page.runs
+            if len(found) >= limit:
+                break
+        return found[:limit]
 
     async def rounds(self, name: str) -> list[run_pb2.Round]:
         """All rounds of a run, oldest first."""
-        found: list[run_pb2.Round] = []
-        token = ""
-        while True:
-            request = run_service_pb2.ListRoundsRequest(parent=name, page_size=100, page_token=token)
 
-            async def call(
-                request: run_service_pb2.ListRoundsRequest = request,
-            ) -> run_service_pb2.ListRoundsResponse:
-                return await self.stub.ListRounds(request, timeout=CALL_TIMEOUT_S)
+        def fetch(token: str) -> Awaitable[run_service_pb2.ListRoundsResponse]:
+            request = run_service_pb2.ListRoundsRequest(parent=name, page_size=PAGE_SIZE, page_token=token)
+            return self.stub.ListRounds(request, timeout=CALL_TIMEOUT_S)
 
-            page = await call_with_retry(call, peer=PEER, what="ListRounds", give_up_after_s=GIVE_UP_AFTER_S)
-            found += page.rounds
-            token = page.next_page_token
-            if not token:
-                return found
+        return [turn async for page in self._pages("ListRounds", fetch) for turn in page.rounds]
 
     async def clients(self, name: str) -> list[run_pb2.Client]:
-        """The clients that ever joined; the first 100, and no demo has more."""
-        request = run_service_pb2.ListClientsRequest(parent=name, page_size=100)
+        """All clients that ever joined."""
 
-        async def call() -> run_service_pb2.ListClientsResponse:
-            return await self.stub.ListClients(request, timeout=CALL_TIMEOUT_S)
+        def fetch(token: str) -> Awaitable[run_service_pb2.ListClientsResponse]:
+            request = run_service_pb2.ListClientsRequest(parent=name, page_size=PAGE_SIZE, page_token=token)
+            return self.stub.ListClients(request, timeout=CALL_TIMEOUT_S)
 
-        page = await call_with_retry(call, peer=PEER, what="ListClients", give_up_after_s=GIVE_UP_AFTER_S)
-        return list(page.clients)
+        return [client async for page in self._pages("ListClients", fetch) for client in page.clients]
 
-    async def follow(self, name: str, *, silence_s: float) -> AsyncIterator[run_pb2.Event]:
+    async def measurements(self, name: str) -> AsyncIterator[run_pb2.Measurement]:
+        """A run's whole history, oldest first, a page at a time."""
+
+        def fetch(token: str) -> Awaitable[run_service_pb2.ListMeasurementsResponse]:
+            size = MEASUREMENT_PAGE_SIZE
+            request = run_service_pb2.ListMeasurementsRequest(parent=name, page_size=size, page_token=token)
+            return self.stub.ListMeasurements(request, timeout=CALL_TIMEOUT_S)
+
+        async for page in self._pages("ListMeasurements", fetch):
+            for measurement in page.measurements:
+                yield measurement
+
+    async def follow(
+        self,
+        name: str,
+        *,
+        after_sequence: int = 0,
+        silence_s: float | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> AsyncGenerator[run_pb2.Event, None]:
         """Each event of a run once and in order, until the run has ended, across losses of the aggregator.
 
-        Raises NoProgress when ``silence_s`` seconds pass without any event.
+        Raises NoProgress when ``silence_s`` seconds pass without any event, PeerUnavailable when the aggregator stays
+        away for longer than the operator's patience. ``say`` is told, in words, when it is lost.
         """
-        last, deadline = 0, time.monotonic() + silence_s
-        while True:
-            request = run_service_pb2.WatchEventsRequest(run=name, after_sequence=last)
-            stream = self.stub.WatchEvents(request)
-            try:
-                while (response := await _read(stream, deadline, name)) is not None:
-                    if response.event.sequence > last:
-                        last, deadline = response.event.sequence, time.monotonic() + silence_s
-                        yield response.event
-                    if response.event.run.state in ENDED:
-                        return
-            except grpc.aio.AioRpcError as error:
-                _raise_unless_retryable(from_rpc_error(error, PEER))
-            finally:
-                stream.cancel()
-            await asyncio.sleep(RECONNECT_PAUSE_S)
+
+        def watch(after: int) -> Stream:
+            return self.stub.WatchEvents(run_service_pb2.WatchEventsRequest(run=name, after_sequence=after))
+
+        async def has_ended() -> bool:
+            return (await self.run(name)).state in ENDED
+
+        events = events_until_end(
+            watch, has_ended, peer=self.peer, after_sequence=after_sequence, silence_s=silence_s, say=say
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
     async def export(self, name: str, path: Path) -> str:
-        """Writes the run's newest adapter to ``path``; its SHA-256, checked against the bytes."""
+        """Writes the newest adapter of a run, or a round's, to ``path``: whole and with the announced digest, or not
+        at all. Returns its SHA-256."""
 
-        async def call() -> tuple[artifact_pb2.ArtifactSpec, bytes]:
-            return await self._download(name)
+        async def call() -> str:
+            request = run_service_pb2.ExportAdapterRequest(name=name)
+            frames = aiter(self.stub.ExportAdapter(request, timeout=TRANSFER_TIMEOUT_S))
+            first = await anext(frames, None)
+            if first is None or first.WhichOneof("frame") != "header":
+                raise StreamMalformed(f"{self.peer} sent an adapter without a header")
+            with ArtifactReceiver([first.header], [path], MAX_ADAPTER_BYTES) as receiver:
+                async for response in frames:
+                    receiver.add(response.chunk)
+                receiver.finish()
+            return first.header.sha256
 
-        spec, content = await call_with_retry(call, peer=PEER, what="ExportAdapter", give_up_after_s=GIVE_UP_AFTER_S)
-        found = hashlib.sha256(content).hexdigest()
-        if found != spec.sha256:
-            raise DigestMismatch(f"the adapter of {name} has SHA-256 {found}, announced was {spec.sha256}")
-        await asyncio.to_thread(path.write_bytes, content)
-        return found
+        return await self._call("ExportAdapter", call)
 
-    async def _download(self, name: str) -> tuple[artifact_pb2.ArtifactSpec, bytes]:
-        spec, content = artifact_pb2.ArtifactSpec(), bytearray()
-        request = run_service_pb2.ExportAdapterRequest(name=name)
-        async for response in self.stub.ExportAdapter(request, timeout=GIVE_UP_AFTER_S):
-            if response.WhichOneof("frame") == "header":
-                spec = response.header
-            elif response.chunk.offset != len(content) or len(content) + len(response.chunk.data) > spec.size_bytes:
-                raise StreamMalformed(f"a chunk at {response.chunk.offset} after {len(content)} of {spec.size_bytes}")
-            else:
-                content += response.chunk.data
-        return spec, bytes(content)
+    async def _pages(self, what: str, fetch: Callable[[str], Awaitable[PageT]]) -> AsyncIterator[PageT]:
+        token = ""
+        while True:
+            page = await self._call(what, lambda token=token: fetch(token))  # type: ignore[misc]
+            yield page
+            token = page.next_page_token
+            if not token:
+                return
 
-
-async def _read(
-    stream: "grpc.aio.UnaryStreamCall[run_service_pb2.WatchEventsRequest, run_service_pb2.WatchEventsResponse]",
-    deadline: float,
-    name: str,
-) -> run_service_pb2.WatchEventsResponse | None:
-    """The next event, or None at the stream's end; NoProgress at the deadline."""
-    try:
-        answer = await asyncio.wait_for(stream.read(), max(0.1, deadline - time.monotonic()))
-    except TimeoutError:
-        raise NoProgress(f"no event of {name} for too long; see the logs of the parts") from None
-    return answer if isinstance(answer, run_service_pb2.WatchEventsResponse) else None
+    async def _call(self, what: str, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        try:
+            return await call_with_retry(call, peer=self.peer, what=what, give_up_after_s=self.patience_s)
+        except (PeerUnavailable, NoProgress) as error:
+            raise explained(error, self.peer) from None
 
 
-def _raise_unless_retryable(error: WireError) -> None:
-    if not is_retryable(error):
-        raise error
+def explained(error: WireError, peer: str) -> WireError:
+    """A failure of gRPC itself with what to check; what the peer said stays as it is."""
+    if "code" not in error.facts:
+        return error
+    # gRPC tells the whole chain of causes; the last one is what happened.
+    why = error.message.removeprefix(f"{peer}: ").rpartition("Failed to connect to remote host: ")[2]
+    return PeerUnavailable(
+        f"{peer} does not answer ({why}); check that it runs, that the address is the one it logs when it starts, "
+        "and that both ends use certificates of one CA, or both --insecure",
+        peer=peer,
+    )

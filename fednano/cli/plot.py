@@ -19,7 +19,12 @@ def write_plot(path: Path, report: Report, rounds: Sequence[run_pb2.Round]) -> N
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     trained = sorted((turn for turn in rounds if "train/loss" in turn.metrics), key=lambda turn: turn.number)
     loss_axes.plot([turn.number for turn in trained], [turn.metrics["train/loss"] for turn in trained], marker="o")
-    loss_axes.set(title="mean loss of local training", xlabel="round", ylabel="loss, nats a token", ylim=(0, None))
+    loss_axes.set(
+        title="mean loss of local training",
+        xlabel="round",
+        ylabel="negative log likelihood of an answer, nats",
+        ylim=(0, None),
+    )
     places = range(len(report.accuracy.per_client))
     before = [100 * one.before for one in report.accuracy.per_client.values()]
     after = [100 * one.after for one in report.accuracy.per_client.values()]

@@ -1,6 +1,7 @@
 """The one place where a service's exceptions become gRPC statuses; servicers catch nothing."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.metadata import version
 from typing import Any
 
 import grpc
@@ -12,6 +13,9 @@ from fednano.rpc.status import to_status
 from fednano.telemetry import get_logger
 
 log = get_logger("rpc")
+
+# Trailing metadata of every health check.
+VERSION_KEY = "fednano-version"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -39,6 +43,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 def _unary(inner: Callable[[Any, Context], Awaitable[Any]], method: str) -> Callable[[Any, Context], Awaitable[Any]]:
     async def call(request: Any, context: Context) -> Any:
+        if method.startswith("/grpc.health."):
+            context.set_trailing_metadata(((VERSION_KEY, version("fednano")),))
         try:
             return await inner(request, context)
         except Exception as error:
