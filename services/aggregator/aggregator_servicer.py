@@ -1,5 +1,6 @@
 """AggregatorService: what clients call. Translates, and leaves deciding to the modules it calls."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -44,6 +45,7 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
                 example_count=request.example_count,
                 parameter_counts=request.parameter_counts,
             )
+        self._federation.leases.hear(ClientName(run=name, client=client_id), step=0)
         self._federation.changes.notify(name)
         interval = Duration()
         interval.FromMilliseconds(int(1000 * self._federation.settings.lease_s / HEARTBEATS_PER_LEASE))
@@ -59,22 +61,34 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
     async def SendHeartbeat(self, request: pb.SendHeartbeatRequest, context: Context) -> pb.SendHeartbeatResponse:
         client = ClientName.parse(request.client, "client")
         with self._federation.store.transaction() as connection:
-            clients.renew_lease(connection, client, request.step)
+            has_returned = clients.renew_lease(connection, client)
             answer = directive(connection, client, request.round)
+        self._federation.leases.hear(client, request.step)
+        if has_returned:
+            self._federation.changes.notify(client.run)
         return pb.SendHeartbeatResponse(directive=answer)
 
     async def PollTask(self, request: pb.PollTaskRequest, context: Context) -> pb.PollTaskResponse:
         client = ClientName.parse(request.client, "client")
         deadline_s = time.monotonic() + self._poll_s(context)
         while True:
-            ticket = self._federation.changes.ticket(client.run)
+            ticket = self._federation.changes.task_ticket(client.run)
             with self._federation.store.transaction() as connection:
-                clients.renew_lease(connection, client)
+                has_returned = clients.renew_lease(connection, client)
                 task = next_task(connection, self._federation.artifacts, client)
-            left_s = deadline_s - time.monotonic()
-            if task is not None or left_s <= 0:
+            self._federation.leases.hear(client)
+            if has_returned:
+                self._federation.changes.notify(client.run)
+            if task is not None or time.monotonic() >= deadline_s:
                 return task or pb.PollTaskResponse()
-            await wait_for(ticket, left_s)
+            await self._wait_for_task(client, ticket, deadline_s)
+
+    async def _wait_for_task(self, client: ClientName, ticket: asyncio.Event, deadline_s: float) -> None:
+        """Until tasks may have changed. Who waits here is there."""
+        lease_s = self._federation.settings.lease_s
+        while not ticket.is_set() and (left_s := deadline_s - time.monotonic()) > 0:
+            await wait_for(ticket, min(left_s, lease_s / HEARTBEATS_PER_LEASE))
+            self._federation.leases.hear(client)
 
     async def DownloadAdapter(
         self, request: pb.DownloadAdapterRequest, context: Context
@@ -97,14 +111,14 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
     async def ReportMetrics(self, request: pb.ReportMetricsRequest, context: Context) -> pb.ReportMetricsResponse:
         client, name = ClientName.parse(request.client, "client"), RoundName.parse(request.round, "round")
         with self._federation.store.transaction() as connection:
-            state = rounds.load_round(connection, name).state
+            state = rounds.load_head(connection, name).state
             participants.load_participation(connection, name, client)
             if request.kind == pb.ReportMetricsRequest.KIND_TRAINING:
                 participants.record_training(connection, name, client, request.metrics)
             elif request.kind == pb.ReportMetricsRequest.KIND_EVALUATION:
                 _check_evaluating(name, state)
-                participants.record_evaluation(connection, name, client, request.example_count, request.metrics)
-                rounds.announce_round(connection, name)
+                if participants.record_evaluation(connection, name, client, request.example_count, request.metrics):
+                    rounds.announce_round(connection, name, client)
             else:
                 raise FieldInvalid("kind must be KIND_TRAINING or KIND_EVALUATION", field="kind")
         self._federation.changes.notify(name.run)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from services.aggregator.artifact_store import ArtifactStore
 from services.aggregator.changes import Changes
+from services.aggregator.leases import Leases
+from services.aggregator.run_context import RunContext
 from services.aggregator.run_driver import RunDriver
 from services.aggregator.settings import AggregatorSettings
 from services.aggregator.store import runs
@@ -18,14 +20,22 @@ class Federation:
     settings: AggregatorSettings
     store: Store
     artifacts: ArtifactStore
+    leases: Leases
     changes: Changes = field(default_factory=Changes)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     def drive(self, run: str) -> None:
         """Starts the run's driver unless it has one."""
         if run not in self._tasks:
-            driver = RunDriver(run, self.store, self.artifacts, self.changes, self.settings.lease_s)
-            task = asyncio.create_task(driver.drive(), name=f"driver of {run}")
+            context = RunContext(
+                run=run,
+                state=self.settings.state,
+                store=self.store,
+                artifacts=self.artifacts,
+                changes=self.changes,
+                leases=self.leases,
+            )
+            task = asyncio.create_task(RunDriver(context).drive(), name=f"driver of {run}")
             task.add_done_callback(lambda _: self._tasks.pop(run, None))
             self._tasks[run] = task
 
@@ -49,4 +59,5 @@ def open_federation(settings: AggregatorSettings) -> Federation:
     """Opens the state folder, made where it is absent."""
     settings.state.mkdir(parents=True, exist_ok=True)
     store = Store(settings.state / "aggregator.sqlite3")
-    return Federation(settings=settings, store=store, artifacts=ArtifactStore(settings.state))
+    artifacts, leases = ArtifactStore(settings.state), Leases(settings.lease_s)
+    return Federation(settings=settings, store=store, artifacts=artifacts, leases=leases)

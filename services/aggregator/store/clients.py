@@ -1,11 +1,11 @@
-"""Clients in the database: join, leave, heartbeat, and being lost when the lease ran out."""
+"""Clients in the database: join, leave, being lost when the lease ran out, being put out by an operator."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from sqlalchemy import ColumnElement, Connection, Row, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, select, update
 
-from fednano.errors import ResourceNotFound
+from fednano.errors import ClientEvicted, ResourceNotFound
 from fednano.names import ClientName
 from fednano.v1 import run_pb2 as pb
 from services.aggregator.store.database import timestamp, upsert
@@ -21,7 +21,8 @@ def put_client(
     example_count: int,
     parameter_counts: Mapping[str, int],
 ) -> pb.Client:
-    """Enrols a client, or brings back the one of that name with what it now says of itself."""
+    """Enrols a client, or brings back the one of that name with what it now says of itself. Raises ClientEvicted."""
+    check_not_evicted(connection, name)
     now_s = time.time()
     said = {
         "display_name": display_name,
@@ -39,57 +40,97 @@ def load_client(connection: Connection, name: ClientName) -> pb.Client:
     """Raises ResourceNotFound, naming the client."""
     row = connection.execute(select(CLIENTS).where(_is(name))).one_or_none()
     if row is None:
-        raise ResourceNotFound(f"{name} never joined its run: call JoinRun first", client=str(name))
+        raise _unknown(name)
     return _to_message(row)
 
 
-def list_clients(connection: Connection, run: str, offset: int = 0, limit: int | None = None) -> list[pb.Client]:
-    """All clients that ever joined, sorted by name."""
-    every = select(CLIENTS).where(CLIENTS.c.run == run).order_by(CLIENTS.c.client)
-    return [_to_message(row) for row in connection.execute(every.offset(offset).limit(limit))]
+def client_state(connection: Connection, name: ClientName) -> "pb.Client.State.ValueType":
+    """Raises ResourceNotFound, naming the client."""
+    state: pb.Client.State.ValueType | None = connection.execute(
+        select(CLIENTS.c.state).where(_is(name))
+    ).scalar_one_or_none()
+    if state is None:
+        raise _unknown(name)
+    return state
+
+
+def check_not_evicted(connection: Connection, name: ClientName) -> None:
+    """Raises ClientEvicted. A client that nobody knows yet passes."""
+    state = connection.execute(select(CLIENTS.c.state).where(_is(name))).scalar_one_or_none()
+    if state == pb.Client.STATE_EVICTED:
+        raise ClientEvicted(f"{name} was put out of its run by an operator: it may not return", client=str(name))
+
+
+def list_clients(connection: Connection, run: str, *, after: str = "", limit: int | None = None) -> list[pb.Client]:
+    """Clients that ever joined, sorted by name: those whose id comes after ``after``."""
+    later = (CLIENTS.c.run == run) & (CLIENTS.c.client > after)
+    rows = connection.execute(select(CLIENTS).where(later).order_by(CLIENTS.c.client).limit(limit))
+    return [_to_message(row) for row in rows]
 
 
 def active_client_ids(connection: Connection, run: str) -> list[str]:
     """Sorted by name."""
-    active = (CLIENTS.c.run == run) & (CLIENTS.c.state == pb.Client.STATE_ACTIVE)
-    return list(connection.execute(select(CLIENTS.c.client).where(active).order_by(CLIENTS.c.client)).scalars())
+    return list(connection.execute(select(CLIENTS.c.client).where(_active(run)).order_by(CLIENTS.c.client)).scalars())
 
 
-def renew_lease(connection: Connection, name: ClientName, step: int | None = None) -> pb.Client:
-    """Notes a sign of life. One that was lost is active again; one that left stays so."""
+def active_client_count(connection: Connection, run: str) -> int:
+    return int(connection.execute(select(func.count()).where(_active(run))).scalar_one())
+
+
+def renew_lease(connection: Connection, name: ClientName) -> bool:
+    """Takes a sign of life: True where the client was lost, and now is active again. Raises ResourceNotFound."""
+    if client_state(connection, name) != pb.Client.STATE_LOST:
+        return False
+    set_client_state(connection, name, pb.Client.STATE_ACTIVE)
+    return True
+
+
+def set_client_state(connection: Connection, name: ClientName, state: "pb.Client.State.ValueType") -> pb.Client:
+    """Nothing changes for a client that is in that state already."""
     before = load_client(connection, name)
-    said: dict[str, float | int] = {"heartbeat_time_s": time.time()}
-    if step is not None:
-        said["step"] = step
-    if before.state == pb.Client.STATE_LOST:
-        said["state"] = pb.Client.STATE_ACTIVE
-    connection.execute(update(CLIENTS).where(_is(name)).values(said))
-    return _announce(connection, name) if "state" in said else before
+    if before.state == state:
+        return before
+    connection.execute(update(CLIENTS).where(_is(name)).values(state=state))
+    return _announce(connection, name)
 
 
 def leave_run(connection: Connection, name: ClientName) -> None:
-    if load_client(connection, name).state != pb.Client.STATE_LEFT:
-        connection.execute(update(CLIENTS).where(_is(name)).values(state=pb.Client.STATE_LEFT))
-        _announce(connection, name)
+    """An evicted client stays evicted."""
+    if client_state(connection, name) != pb.Client.STATE_EVICTED:
+        set_client_state(connection, name, pb.Client.STATE_LEFT)
 
 
-def lose_silent_clients(connection: Connection, run: str, silent_since_s: float) -> int:
-    """Marks active clients as lost that were last heard before ``silent_since_s``; returns how many."""
-    silent = (
-        (CLIENTS.c.run == run)
-        & (CLIENTS.c.state == pb.Client.STATE_ACTIVE)
-        & (CLIENTS.c.heartbeat_time_s < silent_since_s)
-    )
-    lost = list(connection.execute(select(CLIENTS.c.client).where(silent).order_by(CLIENTS.c.client)).scalars())
+def lose_clients(connection: Connection, run: str, lost: Iterable[str]) -> None:
     for client in lost:
-        name = ClientName(run=run, client=client)
-        connection.execute(update(CLIENTS).where(_is(name)).values(state=pb.Client.STATE_LOST))
+        set_client_state(connection, ClientName(run=run, client=client), pb.Client.STATE_LOST)
+
+
+def set_heard(connection: Connection, run: str, heard: Mapping[str, tuple[float, int]]) -> None:
+    """Writes when each client was last heard, in Unix seconds, and the step it was at."""
+    rows = [{"the_client": client, "time_s": time_s, "step": step} for client, (time_s, step) in sorted(heard.items())]
+    if rows:
+        chosen = (CLIENTS.c.run == run) & (CLIENTS.c.client == bindparam("the_client"))
+        values: dict[str, ColumnElement[object]] = {"heartbeat_time_s": bindparam("time_s"), "step": bindparam("step")}
+        connection.execute(update(CLIENTS).where(chosen).values(values), rows)
+
+
+def set_refusal(connection: Connection, name: ClientName, words: str) -> None:
+    """Why the client's last update was refused; empty once one was accepted."""
+    if load_client(connection, name).refusal != words:
+        connection.execute(update(CLIENTS).where(_is(name)).values(refusal=words))
         _announce(connection, name)
-    return len(lost)
 
 
 def _is(name: ClientName) -> ColumnElement[bool]:
     return (CLIENTS.c.run == name.run) & (CLIENTS.c.client == name.client)
+
+
+def _active(run: str) -> ColumnElement[bool]:
+    return (CLIENTS.c.run == run) & (CLIENTS.c.state == pb.Client.STATE_ACTIVE)
+
+
+def _unknown(name: ClientName) -> ResourceNotFound:
+    return ResourceNotFound(f"{name} never joined its run: call JoinRun first", name=str(name))
 
 
 def _announce(connection: Connection, name: ClientName) -> pb.Client:
@@ -108,4 +149,5 @@ def _to_message(row: "Row[tuple[object, ...]]") -> pb.Client:
         last_heartbeat_time=timestamp(row.heartbeat_time_s),
         parameter_counts=row.parameter_counts,
         step=row.step,
+        refusal=row.refusal,
     )

@@ -8,6 +8,10 @@ from fednano.v1 import run_pb2 as pb
 from services.aggregator.store.database import timestamp
 from services.aggregator.store.schema import EVENTS, RUNS
 
+MAX_EVENTS = 100
+# An event of a large round has hundreds of kilobytes.
+MAX_BYTES = 1 << 20
+
 
 def append_event(connection: Connection, run: str, subject: pb.Run | pb.Round | pb.Client) -> None:
     """Adds the resource, as it is now, to the run's events."""
@@ -17,6 +21,7 @@ def append_event(connection: Connection, run: str, subject: pb.Run | pb.Round | 
     match subject:
         case pb.Run():
             event.run.CopyFrom(subject)
+            event.run.event_sequence = sequence
         case pb.Round():
             event.round.CopyFrom(subject)
         case pb.Client():
@@ -24,8 +29,16 @@ def append_event(connection: Connection, run: str, subject: pb.Run | pb.Round | 
     connection.execute(insert(EVENTS).values(run=run, sequence=sequence, event=event.SerializeToString()))
 
 
-def events_after(connection: Connection, run: str, sequence: int, limit: int = 100) -> list[pb.Event]:
-    """At most ``limit`` events that are newer than ``sequence``, oldest first."""
+def events_after(connection: Connection, run: str, sequence: int) -> list[pb.Event]:
+    """The next events after ``sequence``, oldest first: as many as go into one batch of bounded size, at least one."""
     newer = (EVENTS.c.run == run) & (EVENTS.c.sequence > sequence)
-    rows = connection.execute(select(EVENTS.c.event).where(newer).order_by(EVENTS.c.sequence).limit(limit))
-    return [pb.Event.FromString(row.event) for row in rows]
+    rows = connection.execute(select(EVENTS.c.event).where(newer).order_by(EVENTS.c.sequence).limit(MAX_EVENTS))
+    events: list[pb.Event] = []
+    size_bytes = 0
+    for row in rows:
+        events.append(pb.Event.FromString(row.event))
+        size_bytes += len(row.event)
+        if size_bytes >= MAX_BYTES:
+            rows.close()
+            break
+    return events

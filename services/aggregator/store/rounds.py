@@ -1,18 +1,47 @@
 """Rounds in the database: open, read, move on. Every change is an event too."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
 
 from fednano.errors import ResourceNotFound
-from fednano.names import RoundName
+from fednano.names import ClientName, RoundName
 from fednano.v1 import run_pb2 as pb
 from services.aggregator.store.database import timestamp
 from services.aggregator.store.events import append_event
-from services.aggregator.store.participants import Participation, participations, round_metrics
+from services.aggregator.store.measurements import append_measurements
+from services.aggregator.store.participants import (
+    Participation,
+    find_participation,
+    insert_participants,
+    participant_count,
+    participations,
+    replace_unanswered,
+    round_metrics,
+    set_participation,
+    update_count,
+)
 from services.aggregator.store.runs import set_current_round
-from services.aggregator.store.schema import PARTICIPANTS, ROUNDS
+from services.aggregator.store.schema import ROUNDS
+
+OVER = (pb.Round.STATE_SUCCEEDED, pb.Round.STATE_FAILED)
+# Between changes of state, the events of a larger round carry one participant each: all of them in each event would
+# make the events of one round grow with the square of its clients.
+SMALL_ROUND = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundHead:
+    """A round without its participants: what is asked for at every poll and heartbeat."""
+
+    name: RoundName
+    state: "pb.Round.State.ValueType"
+    attempt: int
+    base_sha256: str
+    merged_sha256: str
+    deadline_s: float
 
 
 def open_round(
@@ -37,31 +66,46 @@ def open_round(
             deadline_s=deadline_s,
         )
     )
-    selected = pb.Participant.STATE_SELECTED
-    rows = [{"run": name.run, "number": name.number, "client": client, "state": selected} for client in clients]
-    connection.execute(insert(PARTICIPANTS), rows)
+    insert_participants(connection, name, clients)
     set_current_round(connection, name.run, name.number)
+    return announce_round(connection, name)
+
+
+def retry_round(connection: Connection, name: RoundName, clients: Iterable[str], *, deadline_s: float) -> pb.Round:
+    """Takes back who did not answer and asks ``clients`` in their place: the round's second attempt."""
+    replace_unanswered(connection, name)
+    known = {part.name.client for part in participations(connection, name)}
+    asked = list(clients)
+    insert_participants(connection, name, [client for client in asked if client not in known], attempt=2)
+    again = {"state": pb.Participant.STATE_SELECTED, "attempt": 2}
+    for client in known.intersection(asked):
+        set_participation(connection, name, ClientName(run=name.run, client=client), again)
+    values = {"state": pb.Round.STATE_TRAINING, "attempt": 2, "deadline_s": deadline_s}
+    connection.execute(update(ROUNDS).where(_is(name)).values(values))
     return announce_round(connection, name)
 
 
 def load_round(connection: Connection, name: RoundName) -> pb.Round:
     """Raises ResourceNotFound, naming the round."""
-    row = connection.execute(select(ROUNDS).where(_is(name))).one_or_none()
-    if row is None:
-        raise ResourceNotFound(f"there is no round {name}: list the run's rounds", round=str(name))
-    return _to_message(connection, row)
+    return _to_message(_load(connection, name), participations(connection, name))
 
 
-def newest_round(connection: Connection, run: str) -> pb.Round | None:
+def load_head(connection: Connection, name: RoundName) -> RoundHead:
+    """Raises ResourceNotFound, naming the round."""
+    return _to_head(_load(connection, name))
+
+
+def newest_round(connection: Connection, run: str) -> RoundHead | None:
     newest = select(ROUNDS).where(ROUNDS.c.run == run).order_by(ROUNDS.c.number.desc()).limit(1)
     row = connection.execute(newest).one_or_none()
-    return None if row is None else _to_message(connection, row)
+    return None if row is None else _to_head(row)
 
 
-def list_rounds(connection: Connection, run: str, offset: int = 0, limit: int | None = None) -> list[pb.Round]:
-    """Oldest first."""
-    every = select(ROUNDS).where(ROUNDS.c.run == run).order_by(ROUNDS.c.number).offset(offset).limit(limit)
-    return [_to_message(connection, row) for row in connection.execute(every).all()]
+def list_rounds(connection: Connection, run: str, *, after: int = -1, limit: int | None = None) -> list[pb.Round]:
+    """The rounds with a number above ``after``, oldest first."""
+    later = (ROUNDS.c.run == run) & (ROUNDS.c.number > after)
+    rows = connection.execute(select(ROUNDS).where(later).order_by(ROUNDS.c.number).limit(limit)).all()
+    return [_to_message(row, participations(connection, RoundName(run=run, number=row.number))) for row in rows]
 
 
 def newest_merged_sha256(connection: Connection, run: str) -> str | None:
@@ -78,28 +122,42 @@ def is_global_adapter(connection: Connection, run: str, sha256: str) -> bool:
 
 
 def set_deadline(connection: Connection, name: RoundName, deadline_s: float) -> None:
+    """Unix time at which the round's present state stops waiting; clients are told what is left."""
     connection.execute(update(ROUNDS).where(_is(name)).values(deadline_s=deadline_s))
 
 
-def round_deadline_s(connection: Connection, name: RoundName) -> float:
-    """Unix time at which the round's present state stops waiting."""
-    return float(connection.execute(select(ROUNDS.c.deadline_s).where(_is(name))).scalar_one())
-
-
 def set_round_state(connection: Connection, name: RoundName, state: "pb.Round.State.ValueType") -> pb.Round:
-    is_over = state in (pb.Round.STATE_SUCCEEDED, pb.Round.STATE_FAILED)
-    end_time_s = time.time() if is_over else None
+    """Moves the round on. One that takes no more updates replaces who sent none; its end makes its metrics history."""
+    end_time_s = time.time() if state in OVER else None
     connection.execute(update(ROUNDS).where(_is(name)).values(state=state, end_time_s=end_time_s))
+    if state == pb.Round.STATE_MERGING:
+        replace_unanswered(connection, name)
+    if state == pb.Round.STATE_SUCCEEDED:
+        append_measurements(connection, name, [(None, round_metrics(participations(connection, name)))])
     return announce_round(connection, name)
 
 
-def set_merged(connection: Connection, name: RoundName, sha256: str) -> None:
-    connection.execute(update(ROUNDS).where(_is(name)).values(merged_sha256=sha256))
+def set_merged(
+    connection: Connection, name: RoundName, sha256: str, merge_metrics: Mapping[str, float] | None = None
+) -> None:
+    """Keeps the digest of the merged adapter and what the merge measured over the whole round."""
+    values = {"merged_sha256": sha256, "merge_metrics": dict(merge_metrics or {})}
+    connection.execute(update(ROUNDS).where(_is(name)).values(values))
+    append_measurements(connection, name, [(None, merge_metrics or {})])
 
 
-def announce_round(connection: Connection, name: RoundName) -> pb.Round:
-    """Adds the round as it is now to the run's events."""
-    message = load_round(connection, name)
+def announce_round(connection: Connection, name: RoundName, client: ClientName | None = None) -> pb.Round:
+    """Adds the round as it is now to the run's events.
+
+    Where only ``client`` has changed and the round is large, the event has just that participant and no metrics.
+    """
+    if client is None or participant_count(connection, name) <= SMALL_ROUND:
+        message = load_round(connection, name)
+    else:
+        part = find_participation(connection, name, client)
+        message = _to_message(_load(connection, name), [part] if part else [])
+        message.metrics.clear()
+        message.update_count = update_count(connection, name)
     append_event(connection, name.run, message)
     return message
 
@@ -108,18 +166,35 @@ def _is(name: RoundName) -> ColumnElement[bool]:
     return (ROUNDS.c.run == name.run) & (ROUNDS.c.number == name.number)
 
 
-def _to_message(connection: Connection, row: "Row[tuple[object, ...]]") -> pb.Round:
-    name = RoundName(run=row.run, number=row.number)
-    parts: list[Participation] = participations(connection, name)
+def _load(connection: Connection, name: RoundName) -> "Row[tuple[object, ...]]":
+    row = connection.execute(select(ROUNDS).where(_is(name))).one_or_none()
+    if row is None:
+        raise ResourceNotFound(f"there is no round {name}: list the run's rounds", name=str(name))
+    return row
+
+
+def _to_head(row: "Row[tuple[object, ...]]") -> RoundHead:
+    return RoundHead(
+        name=RoundName(run=row.run, number=row.number),
+        state=row.state,
+        attempt=row.attempt,
+        base_sha256=row.base_sha256,
+        merged_sha256=row.merged_sha256,
+        deadline_s=row.deadline_s,
+    )
+
+
+def _to_message(row: "Row[tuple[object, ...]]", parts: Sequence[Participation]) -> pb.Round:
     return pb.Round(
-        name=str(name),
+        name=str(RoundName(run=row.run, number=row.number)),
         number=row.number,
         state=row.state,
         participants=[part.to_message() for part in parts],
         base_adapter_sha256=row.base_sha256,
         merged_adapter_sha256=row.merged_sha256,
-        metrics=round_metrics(parts),
+        metrics={**round_metrics(parts), **row.merge_metrics},
         create_time=timestamp(row.create_time_s),
         end_time=timestamp(row.end_time_s),
-        update_count=sum(bool(part.adapter_sha256) for part in parts),
+        update_count=sum(part.is_updated for part in parts),
+        attempt=row.attempt,
     )
