@@ -13,9 +13,10 @@ from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import aggregator_service_pb2_grpc as pb_grpc
 from fednano.v1 import run_pb2
 from fednano.wire.artifacts import file_chunks
+from services.aggregator.admission import check_metrics
 from services.aggregator.changes import wait_for
 from services.aggregator.federation import Federation
-from services.aggregator.intake import take_update
+from services.aggregator.intake import Intake
 from services.aggregator.store import clients, participants, rounds, runs
 from services.aggregator.tasks import adapter_spec, directive, next_task
 
@@ -25,10 +26,11 @@ HEARTBEATS_PER_LEASE = 3
 
 
 class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
-    """Holds no state of its own."""
+    """Holds no state of its own, but for the uploads under way."""
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
+        self._intake = Intake(federation)
 
     async def JoinRun(self, request: pb.JoinRunRequest, context: Context) -> pb.JoinRunResponse:
         client_id = check_id(request.client_id, "client_id")
@@ -103,13 +105,17 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
         for chunk in file_chunks([path]):
             yield pb.DownloadAdapterResponse(chunk=chunk)
 
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
+        return await self._intake.received(request.header)
+
     async def UploadUpdate(
         self, request_iterator: AsyncIterator[pb.UploadUpdateRequest], context: Context
     ) -> pb.UploadUpdateResponse:
-        return pb.UploadUpdateResponse(update_count=await take_update(self._federation, aiter(request_iterator)))
+        return pb.UploadUpdateResponse(update_count=await self._intake.take(aiter(request_iterator)))
 
     async def ReportMetrics(self, request: pb.ReportMetricsRequest, context: Context) -> pb.ReportMetricsResponse:
         client, name = ClientName.parse(request.client, "client"), RoundName.parse(request.round, "round")
+        check_metrics(request.metrics, "metrics")
         with self._federation.store.transaction() as connection:
             state = rounds.load_head(connection, name).state
             participants.load_participation(connection, name, client)

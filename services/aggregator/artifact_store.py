@@ -13,10 +13,10 @@ from fednano.wire.artifacts import file_sha256
 
 
 class ArtifactStore:
-    """Content-addressed files under ``root``/artifacts; drafts under ``root``/incoming."""
+    """Content-addressed files under ``root``/artifacts; drafts under ``root``/tmp."""
 
     def __init__(self, root: Path) -> None:
-        self._files, self._incoming = root / "artifacts", root / "incoming"
+        self._files, self._incoming = root / "artifacts", root / "tmp"
         # Drafts of a process that was killed belong to nobody.
         shutil.rmtree(self._incoming, ignore_errors=True)
         for folder in (self._files, self._incoming):

@@ -1,151 +1,177 @@
-"""Accepting an update: received whole, checked, on disk and recorded, and only then acknowledged."""
+"""Accepting an update: received whole, checked, on disk and recorded, and only then acknowledged.
+
+Everything that touches a disk runs in a thread. An upload that breaks leaves only its draft; see ``upload_drafts``.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from typing import TypeVar
 
-from fednano.adapter_layout import adapter_shapes
-from fednano.errors import AlreadyExists, FieldInvalid, NoProgress, RoundClosed, StreamMalformed, UpdateInvalid
-from fednano.names import ClientName, RoundName
+from sqlalchemy import Connection
+
+from fednano.errors import (
+    AlreadyExists,
+    ClientNotSelected,
+    DigestMismatch,
+    FieldInvalid,
+    ResourceNotFound,
+    RoundClosed,
+    StorageFull,
+    StreamMalformed,
+    UpdateInvalid,
+)
+from fednano.names import RoundName
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import artifact_pb2, run_pb2
-from fednano.wire.artifacts import ArtifactReceiver
+from services.aggregator.admission import Admission, Offer, admit, read_offer
 from services.aggregator.federation import Federation
-from services.aggregator.store import rounds, runs
-from services.aggregator.store.participants import load_participation, record_refusal, record_update
-from services.aggregator.update_check import check_base, check_tensors, max_file_bytes
+from services.aggregator.store import rounds
+from services.aggregator.store.participants import record_refusal, record_update, update_count
+from services.aggregator.update_check import check_tensors
+from services.aggregator.upload_drafts import UploadDraft, clear_stale_drafts
+from services.aggregator.upload_turns import Frames, Turn, UploadTurns
 
-FRAME_TIMEOUT_S = 60.0
-KINDS = (artifact_pb2.ARTIFACT_KIND_ADAPTER, artifact_pb2.ARTIFACT_KIND_FISHER)
-Frames = AsyncIterator[pb.UploadUpdateRequest]
+# An operator sees these beside the client's name.
+REFUSALS = (UpdateInvalid, FieldInvalid, DigestMismatch, AlreadyExists, ClientNotSelected, RoundClosed)
+# After these nothing is to be gone on with.
+SPOILED = (UpdateInvalid, DigestMismatch, RoundClosed, ClientNotSelected, StorageFull)
+ResultT = TypeVar("ResultT")
 
 
-async def take_update(federation: Federation, frames: Frames) -> int:
-    """Accepts one update and returns how many the round then has. Idempotent for the same digests."""
-    header = (await _next_frame(frames)).header
-    name, client = RoundName.parse(header.round, "header.round"), ClientName.parse(header.client, "header.client")
-    config = _check_header(federation, header, name, client)
-    if _is_known(federation, header, name, client):
-        return _update_count(federation, name)
-    _check_open(federation, name)
+class Intake:
+    """Takes the updates of all runs. Its methods are for the event loop's thread."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._turns = UploadTurns()
+
+    async def received(self, header: pb.UpdateHeader) -> pb.GetUploadResponse:
+        """How much of an update has arrived. Raises what ``take`` would raise for such a header."""
+        offer = read_offer(header)
+        admission = await in_thread(lambda: self._admit(offer))
+        if admission.is_known:
+            return pb.GetUploadResponse(received_bytes=offer.total_bytes, accepted=True)
+        draft = self._draft(offer, admission)
+        return pb.GetUploadResponse(received_bytes=await in_thread(draft.received_bytes))
+
+    async def take(self, frames: Frames) -> int:
+        """Accepts one update and returns how many the round then has. Idempotent for the same digests."""
+        first = await Turn(is_first=True).next_frame(frames)
+        if first is None or first.WhichOneof("frame") != "header":
+            raise StreamMalformed("an update begins with its header: send it first")
+        offer = read_offer(first.header)
+        try:
+            return await self._take(frames, offer)
+        except REFUSALS as refusal:
+            words = refusal.message
+            await in_thread(lambda: self._record_refusal(offer, words))
+            raise
+        finally:
+            self._federation.changes.notify(offer.name.run)
+
+    async def _take(self, frames: Frames, offer: Offer) -> int:
+        admission = await in_thread(lambda: self._admit(offer))
+        if admission.is_known:
+            return admission.update_count
+        draft = self._draft(offer, admission)
+        async with self._turns.take(offer.name, offer.client) as turn:
+            if not turn.is_first:
+                admission = await in_thread(lambda: self._admit(offer))
+                if admission.is_known:
+                    return admission.update_count
+            try:
+                await _receive(turn, frames, draft)
+                return await in_thread(lambda: self._accept(offer, admission, draft))
+            except SPOILED:
+                await in_thread(draft.drop)
+                raise
+            finally:
+                draft.close()
+
+    def _admit(self, offer: Offer) -> Admission:
+        with self._federation.store.transaction() as connection:
+            return admit(connection, offer)
+
+    def _draft(self, offer: Offer, admission: Admission) -> UploadDraft:
+        state = self._federation.settings.state
+        return UploadDraft(state, offer.name, offer.client, offer.header, admission.max_file_bytes)
+
+    def _accept(self, offer: Offer, admission: Admission, draft: UploadDraft) -> int:
+        try:
+            files = draft.finish()
+            for spec, file in zip(offer.header.artifacts, files, strict=True):
+                is_fisher = spec.kind == artifact_pb2.ARTIFACT_KIND_FISHER
+                check_tensors(offer.header.client, file, admission.shapes, is_fisher=is_fisher)
+            # Looked at once more, for bytes of a round that has closed meanwhile should not be kept.
+            if self._admit(offer).is_known:
+                return self._admit(offer).update_count
+            for spec, file in zip(offer.header.artifacts, files, strict=True):
+                self._federation.artifacts.adopt(file, spec.sha256)
+        except FileNotFoundError:
+            raise RoundClosed(f"{offer.name} takes no more updates: poll for a task", name=str(offer.name)) from None
+        with self._federation.store.transaction() as connection:
+            count = _record(connection, offer)
+        draft.drop()
+        return count
+
+    def _record_refusal(self, offer: Offer, words: str) -> None:
+        try:
+            with self._federation.store.transaction() as connection:
+                record_refusal(connection, offer.name, offer.client, words)
+                rounds.announce_round(connection, offer.name, offer.client)
+        except ResourceNotFound:
+            # Nobody that this aggregator knows: there is no row to write it to.
+            return
+
+
+def drop_stale_drafts(federation: Federation) -> None:
+    """At the start: what has arrived for rounds that take no more updates is dropped."""
+
+    def is_open(name: RoundName) -> bool:
+        try:
+            with federation.store.transaction() as connection:
+                return rounds.load_head(connection, name).state == run_pb2.Round.STATE_TRAINING
+        except ResourceNotFound:
+            return False
+
+    clear_stale_drafts(federation.settings.state, is_open)
+
+
+async def in_thread(work: Callable[[], ResultT]) -> ResultT:
+    """As ``asyncio.to_thread``, but it ends only when the work has: whoever is cancelled may then clean up."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        await _receive(federation, frames, header, config)
-    except UpdateInvalid as refusal:
-        with federation.store.transaction() as connection:
-            record_refusal(connection, name, client, refusal.message)
-            rounds.announce_round(connection, name)
-        federation.changes.notify(name.run)
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
         raise
-    _record(federation, header, name, client)
-    federation.changes.notify(name.run)
-    return _update_count(federation, name)
 
 
-def _check_header(
-    federation: Federation, header: pb.UpdateHeader, name: RoundName, client: ClientName
-) -> run_pb2.RunConfig:
-    with federation.store.transaction() as connection:
-        config = runs.load_run(connection, name.run).config
-        rounds.load_round(connection, name)
-        load_participation(connection, name, client)
-    wanted = KINDS if config.method == run_pb2.METHOD_FEDNANO else KINDS[:1]
-    if tuple(spec.kind for spec in header.artifacts) != wanted:
-        kinds = ", ".join(artifact_pb2.ArtifactKind.Name(kind) for kind in wanted)
-        raise FieldInvalid(f"header.artifacts must announce {kinds}, in that order", field="header.artifacts")
-    if header.example_count < 1:
-        raise FieldInvalid("header.example_count must be 1 or more", field="header.example_count")
-    return config
-
-
-def _is_known(federation: Federation, header: pb.UpdateHeader, name: RoundName, client: ClientName) -> bool:
-    """Whether these very digests were accepted before; raises AlreadyExists where others were."""
-    with federation.store.transaction() as connection:
-        part = load_participation(connection, name, client)
-    if not part.is_updated:
-        return False
-    accepted = [part.adapter_sha256, part.fisher_sha256][: len(header.artifacts)]
-    offered = [spec.sha256 for spec in header.artifacts]
-    if accepted != offered:
-        raise AlreadyExists(
-            f"{client} already gave {name} an update with {accepted[0]}; {offered[0]} comes too late",
-            name=str(name),
-            accepted=accepted[0],
-            offered=offered[0],
-        )
-    return True
-
-
-def _check_open(federation: Federation, name: RoundName) -> None:
-    with federation.store.transaction() as connection:
-        run = runs.load_run(connection, name.run)
-        state = rounds.load_round(connection, name).state
-    if run.state in runs.ENDED or state != run_pb2.Round.STATE_TRAINING:
-        words = run_pb2.Round.State.Name(state)
-        raise RoundClosed(f"{name} takes no more updates: it is {words}; poll for a task", name=str(name), state=words)
-
-
-async def _receive(federation: Federation, frames: Frames, header: pb.UpdateHeader, config: run_pb2.RunConfig) -> None:
-    adapter = config.adapter
-    shapes = adapter_shapes(adapter.modalities, adapter.hidden_size, adapter.rank)
-    name = RoundName.parse(header.round)
-    with federation.store.transaction() as connection:
-        base_sha256 = rounds.load_round(connection, name).base_adapter_sha256
-    check_base(header.client, header.base_adapter_sha256, base_sha256)
-    with federation.artifacts.draft_folder() as folder:
-        targets = [folder / f"{spec.kind}-{spec.sha256}" for spec in header.artifacts]
-        with ArtifactReceiver(header.artifacts, targets, max_file_bytes(shapes)) as receiver:
-            await _receive_chunks(frames, receiver, sum(spec.size_bytes for spec in header.artifacts))
-            await asyncio.to_thread(receiver.finish)
-        for spec, file in zip(header.artifacts, targets, strict=True):
-            is_fisher = spec.kind == artifact_pb2.ARTIFACT_KIND_FISHER
-            await asyncio.to_thread(check_tensors, header.client, file, shapes, is_fisher=is_fisher)
-        _adopt(federation, header.artifacts, targets)
-
-
-async def _receive_chunks(frames: Frames, receiver: ArtifactReceiver, total_bytes: int) -> None:
-    received = 0
-    while received < total_bytes:
-        frame = await _next_frame(frames)
-        if frame.WhichOneof("frame") != "chunk" or not frame.chunk.data:
+async def _receive(turn: Turn, frames: Frames, draft: UploadDraft) -> None:
+    """Writes the chunks to the draft, from where the first one begins, until all is there or the stream ends."""
+    frame = await turn.next_frame(frames)
+    offset = draft.received_bytes() if frame is None else frame.chunk.offset
+    await in_thread(lambda: draft.open(offset))
+    while frame is not None:
+        chunk = frame.chunk
+        if frame.WhichOneof("frame") != "chunk" or not chunk.data:
             raise StreamMalformed("a chunk with data must follow the header: send the update again")
-        receiver.add(frame.chunk)
-        received += len(frame.chunk.data)
+        await in_thread(lambda chunk=chunk: draft.add(chunk))  # type: ignore[misc]
+        frame = None if draft.is_complete else await turn.next_frame(frames)
 
 
-def _adopt(federation: Federation, specs: Sequence[artifact_pb2.ArtifactSpec], files: Sequence[Path]) -> None:
-    for spec, file in zip(specs, files, strict=True):
-        federation.artifacts.adopt(file, spec.sha256)
-
-
-def _record(federation: Federation, header: pb.UpdateHeader, name: RoundName, client: ClientName) -> None:
-    """Records the update unless the round closed, or took another from this client, while the bytes came in."""
-    _check_open(federation, name)
-    if _is_known(federation, header, name, client):
-        return
-    digests = [spec.sha256 for spec in header.artifacts]
-    with federation.store.transaction() as connection:
+def _record(connection: Connection, offer: Offer) -> int:
+    """In the one transaction that looks whether the round still takes it; returns how many updates there are."""
+    if not admit(connection, offer).is_known:
+        digests = [spec.sha256 for spec in offer.header.artifacts]
         record_update(
             connection,
-            name,
-            client,
-            example_count=header.example_count,
-            metrics=header.metrics,
+            offer.name,
+            offer.client,
+            example_count=offer.header.example_count,
+            metrics=offer.header.metrics,
             adapter_sha256=digests[0],
             fisher_sha256=digests[1] if len(digests) > 1 else "",
         )
-        rounds.announce_round(connection, name)
-
-
-def _update_count(federation: Federation, name: RoundName) -> int:
-    with federation.store.transaction() as connection:
-        return rounds.load_round(connection, name).update_count
-
-
-async def _next_frame(frames: Frames) -> pb.UploadUpdateRequest:
-    try:
-        async with asyncio.timeout(FRAME_TIMEOUT_S):
-            return await anext(frames)
-    except TimeoutError:
-        raise NoProgress(f"no frame of the update for {FRAME_TIMEOUT_S:g} s: send it again") from None
-    except StopAsyncIteration:
-        raise StreamMalformed("the update's stream ended too early: send it again") from None
+        rounds.announce_round(connection, offer.name, offer.client)
+    return update_count(connection, offer.name)

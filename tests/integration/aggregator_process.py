@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import grpc.aio
@@ -104,8 +104,18 @@ class RandomClient:
                 return task
 
     async def train(self, task: pb.TrainTask, *, spoil: float | None = None) -> int:
-        files = self._write(task.round, spoil)
-        header = pb.UpdateHeader(
+        header, files = self.offer(task, spoil=spoil)
+        return await self.upload(header, files)
+
+    def offer(
+        self, task: pb.TrainTask, *, spoil: float | None = None, shapes: Mapping[str, tuple[int, ...]] = SHAPES
+    ) -> tuple[pb.UpdateHeader, list[Path]]:
+        """The client's update for a round, on disk, and what announces it."""
+        files = self._write(task.round, spoil, shapes)
+        return self.announce(task, files), files
+
+    def announce(self, task: pb.TrainTask, files: Sequence[Path]) -> pb.UpdateHeader:
+        return pb.UpdateHeader(
             round=task.round,
             client=self.name,
             artifacts=[spec_of_file(file, kind) for file, kind in zip(files, KINDS, strict=True)],
@@ -113,7 +123,25 @@ class RandomClient:
             metrics={"train/loss": 1.0, "bytes/adapters": 5.0},
             base_adapter_sha256=task.adapter.sha256,
         )
-        return (await self.stub.UploadUpdate(_frames(header, files), timeout=20)).update_count
+
+    async def upload(self, header: pb.UpdateHeader, files: Sequence[Path], start: int = 0) -> int:
+        return (await self.stub.UploadUpdate(_frames(header, files, start), timeout=20)).update_count
+
+    async def received(self, header: pb.UpdateHeader) -> pb.GetUploadResponse:
+        return await self.stub.GetUpload(pb.GetUploadRequest(header=header), timeout=10)
+
+    async def begin_upload(
+        self, header: pb.UpdateHeader, files: Sequence[Path], size_bytes: int
+    ) -> "grpc.aio.StreamUnaryCall[pb.UploadUpdateRequest, pb.UploadUpdateResponse]":
+        """A call that has sent so much of the update and no more; returns once that has arrived."""
+        call = self.stub.UploadUpdate(timeout=60)
+        await call.write(pb.UploadUpdateRequest(header=header))
+        content = b"".join(file.read_bytes() for file in files)[:size_bytes]
+        await call.write(pb.UploadUpdateRequest(chunk=artifact_pb2.ArtifactChunk(offset=0, data=content)))
+        async with asyncio.timeout(20):
+            while (await self.received(header)).received_bytes < size_bytes:
+                await asyncio.sleep(0.02)
+        return call
 
     async def evaluate(self, task: pb.EvaluateTask) -> None:
         request = pb.ReportMetricsRequest(
@@ -137,21 +165,21 @@ class RandomClient:
                 case _:
                     return
 
-    def _write(self, round_name: str, spoil: float | None) -> list[Path]:
+    def _write(self, round_name: str, spoil: float | None, shapes: Mapping[str, tuple[int, ...]]) -> list[Path]:
         seed = hashlib.sha256(f"{self.client_id}/{round_name}".encode()).digest()
         generator = np.random.Generator(np.random.PCG64(list(seed)))
         files = [self.folder / f"{self.client_id}-{kind}" for kind in ("adapter", "fisher")]
         for file in files:
-            tensors = {name: generator.random(shape).astype(np.float32) for name, shape in SHAPES.items()}
+            tensors = {name: generator.random(shape).astype(np.float32) for name, shape in shapes.items()}
             if spoil is not None:
                 tensors["text.up.weight"][0, 0] = spoil
             save_file(tensors, file)
         return files
 
 
-async def _frames(header: pb.UpdateHeader, files: list[Path]) -> AsyncIterator[pb.UploadUpdateRequest]:
+async def _frames(header: pb.UpdateHeader, files: Sequence[Path], start: int) -> AsyncIterator[pb.UploadUpdateRequest]:
     yield pb.UploadUpdateRequest(header=header)
-    for chunk in file_chunks(files):
+    for chunk in file_chunks(files, start):
         yield pb.UploadUpdateRequest(chunk=chunk)
 
 
