@@ -1,13 +1,13 @@
 """The calls to the aggregator: each with a deadline, and made again for a while where the aggregator is lost."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fednano.errors import DigestMismatch, PeerUnavailable, StreamMalformed
+from fednano.errors import DigestMismatch, StreamMalformed
 from fednano.names import ClientName, RunName
-from fednano.rpc.retry import call_with_retry
+from fednano.rpc.retry import call_once, call_with_retry
+from fednano.telemetry import get_logger
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1.artifact_pb2 import ArtifactSpec
 from fednano.wire.artifacts import ArtifactReceiver, file_chunks
@@ -15,6 +15,7 @@ from fednano.wire.artifacts import ArtifactReceiver, file_chunks
 if TYPE_CHECKING:
     from fednano.v1.aggregator_service_pb2_grpc import AggregatorServiceAsyncStub
 
+log = get_logger("client.aggregator")
 ResultT = TypeVar("ResultT")
 CALL_TIMEOUT_S = 20.0
 # The aggregator answers without a task shortly before this.
@@ -40,41 +41,43 @@ class AggregatorLink:
         return await self._call(lambda: self._stub.PollTask(request, timeout=POLL_TIMEOUT_S), "get a task")
 
     async def heartbeat(self, request: pb.SendHeartbeatRequest) -> "pb.Directive.ValueType":
-        """One attempt: the next heartbeat comes anyway. Raises grpc.aio.AioRpcError or PeerUnavailable."""
-        response = await self._unless_cancelled(lambda: self._stub.SendHeartbeat(request, timeout=CALL_TIMEOUT_S))
+        """One attempt: the next heartbeat comes anyway. Raises a WireError."""
+        response = await call_once(lambda: self._stub.SendHeartbeat(request, timeout=CALL_TIMEOUT_S), peer=self._peer)
         return response.directive
 
     async def leave(self, client: ClientName) -> None:
-        """One attempt: a client that is gone is noticed. Raises grpc.aio.AioRpcError."""
-        await self._stub.LeaveRun(pb.LeaveRunRequest(client=str(client)), timeout=LEAVE_TIMEOUT_S)
+        """One attempt: a client that is gone is noticed. Raises a WireError."""
+        request = pb.LeaveRunRequest(client=str(client))
+        await call_once(lambda: self._stub.LeaveRun(request, timeout=LEAVE_TIMEOUT_S), peer=self._peer)
 
     async def download(self, run: RunName, spec: ArtifactSpec, target: Path) -> Path:
         """``target``, which then holds bytes with the SHA-256 that the task announced."""
         return await self._call(lambda: self._download(run, spec, target), "download the adapter")
 
     async def upload(self, header: pb.UpdateHeader, files: Sequence[Path]) -> None:
-        await self._call(
-            lambda: self._stub.UploadUpdate(_update_frames(header, files), timeout=TRANSFER_TIMEOUT_S),
-            "upload the update",
-        )
+        """Goes on where an earlier upload of the same files broke, also one of an earlier process."""
+        what = "upload the update"
+        try:
+            await self._call(lambda: self._upload(header, files), what)
+        except (DigestMismatch, StreamMalformed) as error:
+            # What had arrived before did not fit, and is gone from there: all of it, once more.
+            log.warning("uploading_again", round=header.round, why=error.message)
+            await self._call(lambda: self._upload(header, files), what)
 
     async def report(self, request: pb.ReportMetricsRequest) -> None:
         await self._call(lambda: self._stub.ReportMetrics(request, timeout=CALL_TIMEOUT_S), "report the evaluation")
 
     async def _call(self, call: Callable[[], Awaitable[ResultT]], what: str) -> ResultT:
-        return await call_with_retry(
-            lambda: self._unless_cancelled(call), peer=self._peer, what=what, give_up_after_s=self._wait_s
-        )
+        return await call_with_retry(call, peer=self._peer, what=what, give_up_after_s=self._wait_s)
 
-    async def _unless_cancelled(self, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        """gRPC raises CancelledError also where it was the peer that cancelled: then the peer is lost."""
-        try:
-            return await call()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise PeerUnavailable(f"{self._peer} cancelled the call", peer=self._peer) from None
+    async def _upload(self, header: pb.UpdateHeader, files: Sequence[Path]) -> None:
+        there = await self._stub.GetUpload(pb.GetUploadRequest(header=header), timeout=CALL_TIMEOUT_S)
+        if there.accepted:
+            return
+        if there.received_bytes:
+            log.info("upload_resumed", round=header.round, from_bytes=there.received_bytes)
+        frames = _update_frames(header, files, there.received_bytes)
+        await self._stub.UploadUpdate(frames, timeout=TRANSFER_TIMEOUT_S)
 
     async def _download(self, run: RunName, spec: ArtifactSpec, target: Path) -> Path:
         request = pb.DownloadAdapterRequest(run=str(run), sha256=spec.sha256)
@@ -87,9 +90,11 @@ class AggregatorLink:
             return receiver.finish()[0]
 
 
-async def _update_frames(header: pb.UpdateHeader, files: Sequence[Path]) -> AsyncIterator[pb.UploadUpdateRequest]:
+async def _update_frames(
+    header: pb.UpdateHeader, files: Sequence[Path], start: int
+) -> AsyncIterator[pb.UploadUpdateRequest]:
     yield pb.UploadUpdateRequest(header=header)
-    for chunk in file_chunks(files):
+    for chunk in file_chunks(files, start):
         yield pb.UploadUpdateRequest(chunk=chunk)
 
 

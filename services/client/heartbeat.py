@@ -2,9 +2,7 @@
 
 import asyncio
 
-import grpc.aio
-
-from fednano.errors import PeerUnavailable
+from fednano.errors import ClientEvicted, WireError
 from fednano.names import ClientName
 from fednano.telemetry import get_logger
 from fednano.v1 import aggregator_service_pb2 as pb
@@ -23,10 +21,13 @@ async def send_heartbeats(link: AggregatorLink, client: ClientName, progress: Pr
         request = pb.SendHeartbeatRequest(client=str(client), round=round_name, step=progress.step)
         try:
             directive = await link.heartbeat(request)
-        except (grpc.aio.AioRpcError, PeerUnavailable) as error:
-            log.warning(
-                "heartbeat_failed", why=error.details() if isinstance(error, grpc.aio.AioRpcError) else error.message
-            )
+        except ClientEvicted as error:
+            # The next poll says so too, and ends the client: work until then would be in vain.
+            log.warning("told_to_stop", round=round_name, why=error.message)
+            progress.abandoned.set()
+            continue
+        except WireError as error:
+            log.warning("heartbeat_failed", error=type(error).__name__, why=error.message)
             continue
         if directive in (pb.DIRECTIVE_ABANDON_ROUND, pb.DIRECTIVE_LEAVE) and progress.round == round_name:
             log.info("told_to_stop", round=round_name, directive=pb.Directive.Name(directive))

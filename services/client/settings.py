@@ -18,6 +18,12 @@ class ClientSettings(ServiceSettings):
     model: str = Field("nano", description="name of a preset, or a model's folder with edge/ in it")
     server: str = Field(description="host:port of the LLM server")
     aggregator: str = Field(description="host:port of the aggregator")
+    state: Path | None = Field(
+        None,
+        description="folder where the training under way is kept, for a client that is started again; without it a"
+        " killed client trains its round anew",
+    )
+    checkpoint_every_steps: int = Field(20, ge=1, description="local steps from one saving to the next, with --state")
     threads: int = Field(1, ge=1, description="threads that torch computes with")
     aggregator_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost aggregator")
     server_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost LLM server")

@@ -1,0 +1,124 @@
+"""A client's work in a run: task after task, until the run has ended."""
+
+import asyncio
+import random
+from pathlib import Path
+
+from fednano.errors import (
+    AlreadyExists,
+    ClientNotSelected,
+    DigestMismatch,
+    FieldInvalid,
+    RoundClosed,
+    UpdateInvalid,
+    WireError,
+)
+from fednano.names import ClientName, RoundName
+from fednano.telemetry import get_logger
+from fednano.v1 import aggregator_service_pb2 as pb
+from fednano.v1 import run_pb2
+from fednano.v1.artifact_pb2 import ARTIFACT_KIND_ADAPTER, ARTIFACT_KIND_FISHER, ArtifactSpec
+from fednano.wire.artifacts import spec_of_file
+from services.client.aggregator_link import AggregatorLink
+from services.client.local_work import LocalWork, Update
+from services.client.progress import Progress, RoundAbandoned
+
+log = get_logger("client.tasks")
+
+KINDS = (ARTIFACT_KIND_ADAPTER, ARTIFACT_KIND_FISHER)
+# Training again would give the same bytes, and they the same answer.
+REFUSALS = (UpdateInvalid, FieldInvalid, AlreadyExists, ClientNotSelected, DigestMismatch)
+# The round goes on without this client's answer, which is no reason to stop.
+ROUND_LOST = (RoundClosed, ClientNotSelected, DigestMismatch, RoundAbandoned)
+PAUSE_S = 1.0
+LONGEST_PAUSE_S = 15.0
+
+
+class TaskLoop:
+    """Does one task at a time; ``folder`` holds the files of the round at hand."""
+
+    def __init__(
+        self, link: AggregatorLink, work: LocalWork, client: ClientName, progress: Progress, folder: Path
+    ) -> None:
+        self._link, self._work, self._client = link, work, client
+        self._progress, self._folder = progress, folder
+        # The round whose update was refused: it is not trained for again.
+        self._refused_round = ""
+        self._pause_s = PAUSE_S
+
+    async def run(self) -> None:
+        """Returns when the run has ended. Raises ClientEvicted, and whatever makes going on useless."""
+        while True:
+            task = await self._link.poll(self._client)
+            if task.WhichOneof("task") == "end":
+                log.info("end", run_state=run_pb2.Run.State.Name(task.end.run_state))
+                return
+            try:
+                await self._do(task)
+            except ROUND_LOST as error:
+                log.warning("round_lost", error=type(error).__name__, why=str(error))
+                await asyncio.sleep(PAUSE_S)
+            finally:
+                self._progress.end()
+
+    async def _do(self, task: pb.PollTaskResponse) -> None:
+        match task.WhichOneof("task"):
+            case "train" if task.train.round == self._refused_round:
+                await self._wait_for_other_work()
+            case "train":
+                self._pause_s = PAUSE_S
+                await self._train(task.train)
+            case "evaluate":
+                self._pause_s = PAUSE_S
+                await self._evaluate(task.evaluate)
+
+    async def _wait_for_other_work(self) -> None:
+        """Longer each time: the aggregator goes on asking for what it has refused, until the round is over."""
+        log.info("waiting", what="the end of a round that refused the update", round=self._refused_round)
+        await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    async def _train(self, task: pb.TrainTask) -> None:
+        round_name = RoundName.parse(task.round, "train.round")
+        self._progress.begin(task.round)
+        adapter = await self._download(round_name, task.adapter)
+        update = await asyncio.to_thread(self._work.train, round_name, adapter, self._folder)
+        try:
+            await self._link.upload(self._header(task, update), update.files)
+        except REFUSALS as refusal:
+            self._note_refusal(task.round, refusal)
+        else:
+            log.info("trained", round=task.round, metrics=update.metrics)
+
+    def _header(self, task: pb.TrainTask, update: Update) -> pb.UpdateHeader:
+        return pb.UpdateHeader(
+            round=task.round,
+            client=str(self._client),
+            artifacts=[spec_of_file(path, kind) for path, kind in zip(update.files, KINDS, strict=False)],
+            example_count=update.example_count,
+            metrics=update.metrics,
+            base_adapter_sha256=task.adapter.sha256,
+        )
+
+    def _note_refusal(self, round_name: str, refusal: WireError) -> None:
+        self._refused_round = round_name
+        error = type(refusal).__name__
+        log.warning("update_refused", round=round_name, error=error, why=refusal.message, facts=refusal.facts)
+
+    async def _evaluate(self, task: pb.EvaluateTask) -> None:
+        self._progress.begin(task.round)
+        adapter = await self._download(RoundName.parse(task.round, "evaluate.round"), task.adapter)
+        evaluation = await asyncio.to_thread(self._work.evaluate, adapter)
+        await self._link.report(
+            pb.ReportMetricsRequest(
+                client=str(self._client),
+                round=task.round,
+                kind=pb.ReportMetricsRequest.KIND_EVALUATION,
+                example_count=evaluation.example_count,
+                metrics=evaluation.metrics,
+            )
+        )
+        log.info("evaluated", round=task.round, metrics=evaluation.metrics)
+
+    async def _download(self, round_name: RoundName, spec: ArtifactSpec) -> Path:
+        return await self._link.download(round_name.parent, spec, self._folder / "global.safetensors")
