@@ -1,16 +1,21 @@
-"""Whether an update may be merged. Each refusal names the client, the tensor and what is wrong with it."""
+"""Whether an update may be merged. Each refusal names the client, the tensor and what is wrong with it.
 
-from collections.abc import Mapping
+Dimensions: I elements of one block.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fednano.errors import UpdateInvalid
+from fednano.merge.streaming import blocks
+from fednano.merge.tensor_file import open_tensor_file
 
-# What safetensors adds to the tensors' bytes: far more than a header of a few names needs.
+# What safetensors adds to the tensors' bytes, metadata included: far more than a header of a few names needs.
 HEADER_BYTES = 64 * 1024
+BLOCK_ELEMENTS = 256 * 1024
 
 
 def max_file_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -29,9 +34,14 @@ def check_base(client: str, announced: str, expected: str) -> None:
 
 
 def check_tensors(client: str, path: Path, shapes: Mapping[str, tuple[int, ...]], *, is_fisher: bool) -> None:
-    """Raises UpdateInvalid unless the file has exactly these tensors in finite float32, never negative in Fisher."""
+    """Raises UpdateInvalid unless the file has exactly these tensors in finite float32, never negative in Fisher.
+
+    Float32 is all the bound on size that values need: the merge's sums are in float64, which no number of them fills.
+    """
     kind = "Fisher information" if is_fisher else "adapter"
+    _check_header_length(client, kind, path)
     try:
+        # The library refuses tensors that overlap, leave gaps, or end before or after the file does.
         with safe_open(path, framework="np") as tensors:
             for name in sorted(set(tensors.keys()) ^ set(shapes)):
                 fault = "is missing" if name in shapes else "is not a part of the run's adapter"
@@ -39,19 +49,42 @@ def check_tensors(client: str, path: Path, shapes: Mapping[str, tuple[int, ...]]
             for name, shape in shapes.items():
                 part = tensors.get_slice(name)
                 if tuple(part.get_shape()) != shape:
-                    raise _refuse(client, kind, name, f"has shape {part.get_shape()}, not {list(shape)}")
+                    raise _refuse(client, kind, name, _shape_fault(name, part.get_shape(), shape))
                 if part.get_dtype() != "F32":
                     raise _refuse(client, kind, name, f"has type {part.get_dtype()}, not F32")
-                _check_values(client, kind, name, tensors.get_tensor(name), is_fisher)
     except SafetensorError as error:
         raise _refuse(client, kind, "", f"is no safetensors file ({error})") from None
+    _check_values(client, kind, path, is_fisher)
 
 
-def _check_values(client: str, kind: str, name: str, tensor: NDArray[np.float32], is_fisher: bool) -> None:
-    if not np.isfinite(tensor).all():
-        raise _refuse(client, kind, name, "has a value that is not finite")
-    if is_fisher and (tensor < 0).any():
-        raise _refuse(client, kind, name, "has a negative value")
+def _check_header_length(client: str, kind: str, path: Path) -> None:
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    if header_bytes > HEADER_BYTES:
+        raise _refuse(client, kind, "", f"has a header of {header_bytes} bytes; {HEADER_BYTES} are allowed")
+
+
+def _shape_fault(name: str, found: Sequence[int], expected: tuple[int, ...]) -> str:
+    """In words where only the rank is another."""
+    axis = 0 if name.endswith(".down.weight") else 1
+    if len(found) == 2 and found[1 - axis] == expected[1 - axis]:
+        return f"has rank {found[axis]}, but the run's adapter has rank {expected[axis]}"
+    return f"has shape {list(found)}, not {list(expected)}"
+
+
+def _check_values(client: str, kind: str, path: Path, is_fisher: bool) -> None:
+    """Reads the file as the merge will read it: what is checked is what counts."""
+    file = open_tensor_file(path)
+    buffer_I = np.empty(BLOCK_ELEMENTS, np.float32)
+    for block in blocks(file.places, BLOCK_ELEMENTS):
+        values_I = buffer_I[: block.size]
+        file.read(block.tensor, block.start, values_I)
+        # A value that is no number is both of them.
+        least, most = values_I.min(), values_I.max()
+        if not (np.isfinite(least) and np.isfinite(most)):
+            raise _refuse(client, kind, block.tensor, "has a value that is not finite")
+        if is_fisher and least < 0:
+            raise _refuse(client, kind, block.tensor, "has a negative value")
 
 
 def _refuse(client: str, kind: str, tensor: str, fault: str) -> UpdateInvalid:
