@@ -39,6 +39,9 @@ class ServiceSettings(BaseSettings):
     tls_key: Path | None = Field(None, description="PEM file of this service's private key")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="least level that is logged")
     ready_file: Path | None = Field(None, description="file to write the bound host:port to, once serving")
+    metrics_listen: str = Field(
+        "", description="host:port for Prometheus to scrape, off when empty; nobody is authenticated: prefer loopback"
+    )
     shutdown_grace_s: float = Field(5.0, ge=0, description="seconds that calls under way get after SIGTERM")
 
     @model_validator(mode="after")
@@ -52,6 +55,14 @@ class ServiceSettings(BaseSettings):
     @property
     def security(self) -> Security:
         return Security(insecure=self.insecure, tls_ca=self.tls_ca, tls_cert=self.tls_cert, tls_key=self.tls_key)
+
+    def shown(self) -> dict[str, str]:
+        """The settings as a log may show them: those that are kept out of ``repr`` may hold a password."""
+        fields = type(self).model_fields
+        return {
+            name: (str(value) if fields[name].repr else "set" if value else "")
+            for name, value in self.model_dump().items()
+        }
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)

@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -12,9 +13,11 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
 from fednano.config import Security
 from fednano.errors import PeerUnavailable, SettingsInvalid
+from fednano.metrics import RpcMetrics
 from fednano.rpc.interceptor import ErrorInterceptor
 from fednano.telemetry import get_logger
 
@@ -48,12 +51,17 @@ async def serving(
     *,
     grace_s: float,
     ready_file: Path | None = None,
+    metrics: RpcMetrics | None = None,
+    metrics_address: str = "",
 ) -> AsyncIterator[RunningServer]:
     """Serves while the block runs; afterwards turns health to NOT_SERVING and gives open calls ``grace_s`` seconds.
 
-    ``services`` maps full names, such as "fednano.v1.SplitService", to what adds their servicer.
+    ``services`` maps full names, such as "fednano.v1.SplitService", to what adds their servicer. ``metrics`` counts the
+    calls; where they are served, ``metrics_address`` is logged beside the address.
     """
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor(metrics or RpcMetrics(CollectorRegistry()))], options=SERVER_OPTIONS
+    )
     for add in services.values():
         add(server)
     health = await _add_health(server, list(services))
@@ -64,7 +72,14 @@ async def serving(
     await server.start()
     if ready_file is not None:
         _write_atomically(ready_file, address)
-    log.info("serving", address=address, services=list(services), plaintext=security.insecure)
+    log.info(
+        "serving",
+        address=address,
+        services=list(services),
+        plaintext=security.insecure,
+        metrics=metrics_address,
+        version=version("fednano"),
+    )
     try:
         yield RunningServer(server=server, address=address, health=health)
     finally:
@@ -84,7 +99,9 @@ async def until_signalled() -> signal.Signals:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, note, number)
-    return await received
+    number = await received
+    log.info("stopping", signal=number.name)
+    return number
 
 
 async def _add_health(server: grpc.aio.Server, services: Sequence[str]) -> health_aio.HealthServicer:

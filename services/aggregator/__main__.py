@@ -5,14 +5,19 @@ import sys
 
 from fednano.config import read_settings
 from fednano.errors import FednanoError, SettingsInvalid
+from fednano.metrics import RpcMetrics, new_registry, serve_metrics
 from fednano.rpc.server import serving, until_signalled
-from fednano.telemetry import configure_logging
+from fednano.telemetry import configure_logging, get_logger
 from fednano.v1.aggregator_service_pb2_grpc import add_AggregatorServiceServicer_to_server
 from fednano.v1.run_service_pb2_grpc import add_RunServiceServicer_to_server
 from services.aggregator.aggregator_servicer import AggregatorServicer
 from services.aggregator.federation import open_federation
+from services.aggregator.intake import drop_stale_drafts
+from services.aggregator.metrics import RunCollector
 from services.aggregator.run_servicer import RunServicer
 from services.aggregator.settings import AggregatorSettings
+
+log = get_logger("aggregator")
 
 
 def main() -> int:
@@ -27,22 +32,28 @@ def main() -> int:
 
 
 async def _serve(settings: AggregatorSettings) -> None:
-    federation = open_federation(settings)
+    federation, registry = open_federation(settings), new_registry()
+    log.info("starting", settings=settings.shown())
     aggregator, operators = AggregatorServicer(federation), RunServicer(federation)
     services = {
         "fednano.v1.AggregatorService": lambda server: add_AggregatorServiceServicer_to_server(aggregator, server),
         "fednano.v1.RunService": lambda server: add_RunServiceServicer_to_server(operators, server),
     }
+    registry.register(RunCollector(federation.store, settings.state))
+    drop_stale_drafts(federation)
     federation.drive_unended()
     try:
-        async with serving(
-            services,
-            settings.listen,
-            settings.security,
-            grace_s=settings.shutdown_grace_s,
-            ready_file=settings.ready_file,
-        ):
-            await until_signalled()
+        with serve_metrics(registry, settings.metrics_listen) as metrics_address:
+            async with serving(
+                services,
+                settings.listen,
+                settings.security,
+                grace_s=settings.shutdown_grace_s,
+                ready_file=settings.ready_file,
+                metrics=RpcMetrics(registry),
+                metrics_address=metrics_address,
+            ):
+                await until_signalled()
     finally:
         await federation.stop()
 

@@ -8,11 +8,13 @@ from transformers.utils import logging as transformers_logging
 
 from fednano.config import read_settings
 from fednano.errors import LocalError, PeerUnavailable
+from fednano.metrics import RpcMetrics, new_registry, serve_metrics
 from fednano.model.language import LanguageModel, load_language_model
 from fednano.model.manifest import resolve_model
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
 from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server
+from services.server.metrics import ServerMetrics
 from services.server.model_thread import ModelThread
 from services.server.servicer import SERVICE, SplitServicer
 from services.server.settings import ServerSettings
@@ -35,25 +37,31 @@ def main() -> int:
 
 async def serve(settings: ServerSettings) -> None:
     """Serves until SIGTERM or SIGINT."""
-    thread = ModelThread(
-        threads=settings.threads, max_queued=settings.max_queued_passes, timeout_s=settings.pass_timeout_s
-    )
-    try:
-        # Not in the model's thread, whose deadline is that of a pass: a large model takes minutes to read.
-        model = await asyncio.to_thread(_load, settings)
-        servicer = SplitServicer(model, thread, settings)
-        services = {SERVICE: lambda server: add_SplitServiceServicer_to_server(servicer, server)}
-        async with serving(
-            services,
-            settings.listen,
-            settings.security,
-            grace_s=settings.shutdown_grace_s,
-            ready_file=settings.ready_file,
-        ):
-            received = await until_signalled()
-            log.info("stopping", signal=received.name)
-    finally:
-        thread.close()
+    registry = new_registry()
+    with serve_metrics(registry, settings.metrics_listen) as metrics_address:
+        thread = ModelThread(
+            threads=settings.threads,
+            max_queued=settings.max_queued_passes,
+            timeout_s=settings.pass_timeout_s,
+            metrics=ServerMetrics(registry),
+        )
+        try:
+            # Not in the model's thread, whose deadline is that of a pass: a large model takes minutes to read.
+            model = await asyncio.to_thread(_load, settings)
+            log.info("starting", settings=settings.shown())
+            servicer = SplitServicer(model, thread, settings)
+            async with serving(
+                {SERVICE: lambda server: add_SplitServiceServicer_to_server(servicer, server)},
+                settings.listen,
+                settings.security,
+                grace_s=settings.shutdown_grace_s,
+                ready_file=settings.ready_file,
+                metrics=RpcMetrics(registry),
+                metrics_address=metrics_address,
+            ):
+                await until_signalled()
+        finally:
+            thread.close()
 
 
 def _load(settings: ServerSettings) -> LanguageModel:

@@ -1,5 +1,7 @@
 """One Decode stream: a batch of prompts, continued position by position over caches that end with the stream."""
 
+from structlog.contextvars import bind_contextvars
+
 from fednano.errors import FieldInvalid, StreamMalformed
 from fednano.model.language import LanguageModel, OutputKind, check_decoding_lengths
 from fednano.telemetry import get_logger
@@ -39,7 +41,8 @@ class DecodeSession:
         self._encoding = session.encoding
         answer = pb.SessionOpened(max_pending_steps=self._settings.max_pending_steps)
         await self._frames.send(pb.DecodeResponse(session_opened=answer))
-        log.info("decoding_opened", run=session.run)
+        bind_contextvars(run=session.run)
+        log.info("decoding_opened")
         while (request := await self._frames.next_header()) is not None:
             if not request.HasField("step"):
                 raise StreamMalformed(f"{request.WhichOneof('frame') or 'an empty frame'} came where a step was due")
@@ -48,7 +51,9 @@ class DecodeSession:
     async def _step(self, step: pb.DecodeStep) -> None:
         kind = self._check(step)
         payload = await self._frames.payload(step.inputs_embeds)
-        spec, encoded = await self._thread.run(lambda: self._run(step, payload, kind))
+        spec, encoded = await self._thread.run(
+            lambda: self._run(step, payload, kind), kind="decode", tokens=sum(step.sequence_lengths)
+        )
         await self._frames.send(pb.DecodeResponse(result=pb.DecodeResult(output=spec)))
         for chunk in chunks_of(encoded):
             await self._frames.send(pb.DecodeResponse(chunk=chunk))

@@ -14,6 +14,7 @@ from fednano.v1 import split_service_pb2_grpc as rpc
 from fednano.v1 import tensor_pb2 as tpb
 from services.server.decoding import DecodeSession
 from services.server.frames import Frames
+from services.server.metrics import SessionKind
 from services.server.model_thread import ModelThread
 from services.server.session import StepSession
 from services.server.settings import ServerSettings
@@ -56,7 +57,7 @@ class SplitServicer(rpc.SplitServiceServicer):
         self, request_iterator: AsyncIterable[pb.StreamStepsRequest], context: Context
     ) -> AsyncIterator[pb.StreamStepsResponse]:
         frames: Frames[pb.StreamStepsRequest, pb.StreamStepsResponse] = self._frames(request_iterator, context)
-        async with self._stream(frames):
+        async with self._stream(frames, "steps"):
             await StepSession(frames, self._model, self._thread, self._settings).run()
         # The session has written every response itself, each under a deadline, which a yield could not have.
         left: tuple[pb.StreamStepsResponse, ...] = ()
@@ -67,7 +68,7 @@ class SplitServicer(rpc.SplitServiceServicer):
         self, request_iterator: AsyncIterable[pb.DecodeRequest], context: Context
     ) -> AsyncIterator[pb.DecodeResponse]:
         frames: Frames[pb.DecodeRequest, pb.DecodeResponse] = self._frames(request_iterator, context)
-        async with self._stream(frames):
+        async with self._stream(frames, "decode"):
             await DecodeSession(frames, self._model, self._thread, self._settings).run()
         left: tuple[pb.DecodeResponse, ...] = ()
         for response in left:
@@ -78,13 +79,14 @@ class SplitServicer(rpc.SplitServiceServicer):
         return Frames(requests, context, progress_s=progress_s, idle_s=idle_s)
 
     @asynccontextmanager
-    async def _stream(self, frames: Frames[Any, Any]) -> AsyncIterator[None]:
+    async def _stream(self, frames: Frames[Any, Any], kind: SessionKind) -> AsyncIterator[None]:
         if self._open_streams >= self._settings.max_sessions:
             await frames.linger()
             raise ServerBusy(f"{self._open_streams} streams are open, which is this server's bound", retry_after_s=5.0)
         self._open_streams += 1
         try:
-            yield
+            with self._thread.metrics.session(kind):
+                yield
         except WireError:
             await frames.linger()
             raise

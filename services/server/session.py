@@ -3,6 +3,8 @@
 Any frame that does not fit ends the session with the error that says why; no other session notices.
 """
 
+from structlog.contextvars import bind_contextvars
+
 from fednano.errors import FieldInvalid, StepUnknown, StreamMalformed, TooManyPendingSteps
 from fednano.model.language import LanguageModel, OutputKind
 from fednano.telemetry import get_logger
@@ -40,12 +42,13 @@ class StepSession:
         opened = opening.open_session if opening.HasField("open_session") else None
         session = checks.check_open(opened, self._model.manifest.digest)
         self._encoding = session.encoding
-        log.info("session_opened", run=session.run)
+        bind_contextvars(run=session.run)
+        log.info("session_opened")
         answer = pb.SessionOpened(max_pending_steps=self._settings.max_pending_steps)
         await self._frames.send(pb.StreamStepsResponse(session_opened=answer))
         while (request := await self._frames.next_header()) is not None:
             await self._handle(request)
-        log.info("session_closed", run=session.run, pending=len(self._pending))
+        log.info("session_closed", pending=len(self._pending))
 
     async def _handle(self, request: pb.StreamStepsRequest) -> None:
         match request.WhichOneof("frame"):
@@ -62,7 +65,9 @@ class StepSession:
         kind = checks.check_forward(step, self._model, self._settings.max_pass_tokens)
         self._check_place(step)
         payload = await self._frames.payload(step.inputs_embeds)
-        pending, (spec, encoded) = await self._thread.run(lambda: self._run_forward(step, payload, kind))
+        pending, (spec, encoded) = await self._thread.run(
+            lambda: self._run_forward(step, payload, kind), kind="forward", tokens=sum(step.sequence_lengths)
+        )
         if step.requires_grad:
             self._pending[step.step_id] = pending
         result = pb.ForwardResult(step_id=step.step_id, output=spec)
@@ -92,7 +97,11 @@ class StepSession:
         checks.check_gradient(step.grad_output, pending.outputs_N.shape)
         payload = await self._frames.payload(step.grad_output)
         del self._pending[step.step_id]
-        spec, encoded = await self._thread.run(lambda: run_backward(pending, step.grad_output, payload, self._encoding))
+        spec, encoded = await self._thread.run(
+            lambda: run_backward(pending, step.grad_output, payload, self._encoding),
+            kind="backward",
+            tokens=len(pending.inputs_embeds_SD),
+        )
         result = pb.BackwardResult(step_id=step.step_id, grad_inputs_embeds=spec)
         await self._answer(pb.StreamStepsResponse(backward_result=result), encoded)
 

@@ -1,0 +1,55 @@
+"""What the LLM server counts of its sessions and passes. No label names a client."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from fednano.metrics import SECONDS_BUCKETS
+
+PassKind = Literal["forward", "backward", "decode"]
+SessionKind = Literal["steps", "decode"]
+ResultT = TypeVar("ResultT")
+
+
+class ServerMetrics:
+    """One for a process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._sessions = Gauge("fednano_server_sessions", "Streams that are open.", ["kind"], registry=registry)
+        self._steps = Counter("fednano_server_steps", "Passes that have ended well.", ["kind"], registry=registry)
+        self._tokens = Counter("fednano_server_tokens", "Tokens of passes, inputs alone.", ["kind"], registry=registry)
+        self._seconds = Histogram(
+            "fednano_server_pass_seconds",
+            "The model's time for a pass, without the wait for it.",
+            ["kind"],
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.queue_length = Gauge(
+            "fednano_server_queue_length", "Passes that wait for the model or are in it.", registry=registry
+        )
+
+    @contextmanager
+    def session(self, kind: SessionKind) -> Iterator[None]:
+        gauge = self._sessions.labels(kind)
+        gauge.inc()
+        try:
+            yield
+        finally:
+            gauge.dec()
+
+    def timed(self, work: Callable[[], ResultT], kind: PassKind, tokens: int) -> Callable[[], ResultT]:
+        """``work``, counted when it is done."""
+
+        def timed() -> ResultT:
+            start_s = time.perf_counter()
+            result = work()
+            self._seconds.labels(kind).observe(time.perf_counter() - start_s)
+            self._steps.labels(kind).inc()
+            self._tokens.labels(kind).inc(tokens)
+            return result
+
+        return timed
