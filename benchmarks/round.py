@@ -25,6 +25,8 @@ class Contestant:
     tls: str
     absent: Callable[[], str]
     start: Callable[[Arena], None]
+    # Whether it takes part where nobody says who should.
+    is_usual: bool = True
 
 
 FLOOR = "floor"
@@ -38,6 +40,14 @@ CONTESTANTS = (
     ),
     Contestant(name="flower", keeps="nothing", tls="TLS", absent=round_flower.absent, start=round_flower.start_current),
     Contestant(
+        name="flower-database",
+        keeps="its own tables, in SQLite",
+        tls="TLS",
+        absent=round_flower.absent,
+        start=round_flower.start_with_database,
+        is_usual=False,
+    ),
+    Contestant(
         name="flower-legacy", keeps="nothing", tls="TLS", absent=round_flower.absent, start=round_flower.start_legacy
     ),
     Contestant(name=FLOOR, keeps="nothing", tls="mTLS", absent=round_floor.absent, start=round_floor.start),
@@ -46,7 +56,7 @@ Runs = dict[tuple[str, str], list[Figures]]
 
 
 def race(contestants: Sequence[Contestant], *, rounds: int, clients: int, repeats: int, secure: Sequence[bool]) -> Runs:
-    """The figures of each contestant and transport, a list with one for each repeat."""
+    """The figures of each contestant and transport, a list with one for each repeat that did not fail."""
     runs: Runs = {}
     with tempfile.TemporaryDirectory(prefix="fednano-race-") as name:
         folder = Path(name)
@@ -56,9 +66,14 @@ def race(contestants: Sequence[Contestant], *, rounds: int, clients: int, repeat
                 for contestant in contestants:
                     transport = contestant.tls if is_secure else "plaintext"
                     place = folder / f"{contestant.name}-{transport}-{repeat}"
-                    figures = _measure(contestant, place, rounds, clients, given if is_secure else None)
+                    which = f"{contestant.name}, {transport}, {repeat + 1} of {repeats}"
+                    try:
+                        figures = _measure(contestant, place, rounds, clients, given if is_secure else None)
+                    except ContestantFailed as failure:
+                        _say(f"{which}: failed: {failure}")
+                        continue
                     runs.setdefault((contestant.name, transport), []).append(figures)
-                    _say(f"{contestant.name}, {transport}, {repeat + 1} of {repeats}: {figures.seconds:.2f} s a round")
+                    _say(f"{which}: {figures.seconds:.2f} s a round")
     return runs
 
 
@@ -82,10 +97,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10, help="rounds that count; one more before, one after")
     parser.add_argument("--clients", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="", help=f"some of {','.join(one.name for one in CONTESTANTS)}")
+    usual = [one.name for one in CONTESTANTS if one.is_usual]
+    everyone = ", ".join(one.name for one in CONTESTANTS)
+    parser.add_argument("--only", type=_names, default=usual, help=f"with commas between them: {everyone}")
     parser.add_argument("--transport", choices=("both", "plaintext", "tls"), default="both")
     parser.add_argument("--setup-flower", action="store_true", help="install Flower into its own environment, and end")
     return parser.parse_args()
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = set(names) - {one.name for one in CONTESTANTS}
+    if unknown:
+        raise argparse.ArgumentTypeError(f"nobody is called {', '.join(sorted(unknown))}")
+    return names
 
 
 def main() -> int:
@@ -93,7 +118,7 @@ def main() -> int:
     if given.setup_flower:
         round_flower.set_up()
         return 0
-    wanted = [one for one in CONTESTANTS if not given.only or one.name in given.only.split(",")]
+    wanted = [one for one in CONTESTANTS if one.name in given.only]
     absent = {one.name: reason for one in wanted if (reason := one.absent())}
     for name, reason in absent.items():
         _say(f"without {name}: {reason}")
@@ -102,18 +127,15 @@ def main() -> int:
         _say(f"without TLS: {reason}")
         secure = (False,)
     contestants = [one for one in wanted if one.name not in absent]
-    try:
-        runs = race(contestants, rounds=given.rounds, clients=given.clients, repeats=given.repeats, secure=secure)
-    except ContestantFailed as failure:
-        _say(f"error: {failure}")
-        return 1
+    runs = race(contestants, rounds=given.rounds, clients=given.clients, repeats=given.repeats, secure=secure)
     standings = _standings(contestants, runs)
     if given.json:
         print(as_json(standings, absent))
     else:
         print_table(standings, FLOOR)
         print(conditions_line())
-    return 0
+    wanted_count = len(contestants) * len(secure) * given.repeats
+    return 0 if sum(len(figures) for figures in runs.values()) == wanted_count > 0 else 1
 
 
 def _say(words: str) -> None:

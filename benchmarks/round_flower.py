@@ -52,12 +52,20 @@ def start_legacy(arena: Arena) -> None:
 
 def start_current(arena: Arena) -> None:
     """A SuperLink as it is by default, state in memory; a SuperNode for each client; the app given by ``flwr run``."""
+    _start_current(arena)
+
+
+def start_with_database(arena: Arena) -> None:
+    """The same, but the SuperLink has its state in an SQLite file."""
+    _start_current(arena, "--database", arena.folder / "superlink.sqlite3")
+
+
+def _start_current(arena: Arena, *flags: str | Path) -> None:
     port = _free_port()
     address, environment = f"127.0.0.1:{port}", _environment(arena)
     link_tls, node_tls = _tls_flags(arena)
-    arena.spawn(
-        [VENV / "bin" / "flower-superlink", "--port", str(port), *link_tls], is_server=True, environment=environment
-    )
+    command = [VENV / "bin" / "flower-superlink", "--port", str(port), *link_tls, *flags]
+    arena.spawn(command, is_server=True, environment=environment)
     _wait_for_port(address)
     for client in range(arena.clients):
         node = ("--superlink", address, "--port", str(_free_port()), "--node-config", f"partition-id={client}")
