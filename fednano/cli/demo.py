@@ -75,7 +75,7 @@ def prepare(options: DemoOptions, view: RunView) -> None:
 
 def _clear(out: Path) -> None:
     """Removes what a demo writes, and nothing else that may lie in the folder."""
-    for name in ("examples", "state", "logs", "ready"):
+    for name in ("examples", "state", "clients", "logs", "ready"):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
     for name in ("options.sha256", "report.json", "report.md", "plot.png", "adapter.safetensors"):
@@ -127,6 +127,7 @@ def _start_client(
     name = f"client-{number}"
     flags = ["--client-id", name, "--run", RUN_NAME, "--examples", str(options.out / "examples" / name)]
     flags += ["--model", MODEL, "--server", server_address, "--aggregator", aggregator_address]
+    flags += ["--state", str(options.out / "clients")]
     return processes.start(name, "services.client", [*flags, "--listen", "127.0.0.1:0"], may_end=True)
 
 
