@@ -2,24 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from fednano.errors import TooFewClients, TooFewUpdates
+from fednano.errors import TooFewClients
 from fednano.names import ClientName, RoundName
 from fednano.telemetry import get_logger
 from fednano.v1 import run_pb2 as pb
 from services.aggregator.merging import initial_content, merge_updates_of, merged
 from services.aggregator.round_verdict import is_evaluation_due, is_evaluation_over, is_training_over
 from services.aggregator.run_context import RunContext
-from services.aggregator.selection import needed_clients, round_size, select_clients, select_replacements
+from services.aggregator.second_attempt import SecondAttempt, merging
+from services.aggregator.selection import needed_clients, round_size, select_clients
 from services.aggregator.store import clients, rounds, runs
-from services.aggregator.store.participants import Participation, participations, record_merge_metrics, update_count
+from services.aggregator.store.participants import participations, record_merge_metrics, update_count
 from services.aggregator.store.rounds import RoundHead
 from services.aggregator.store.standings import evaluation_standing, training_standing
 from services.aggregator.upload_drafts import clear_drafts
-from services.aggregator.waiting import Outlook, WaitKey, Waits
+from services.aggregator.waiting import Outlook, Waits, seconds, state_key
 
 log = get_logger("aggregator.rounds")
 
@@ -32,8 +32,9 @@ class RoundPhases:
     def __init__(self, context: RunContext, config: pb.RunConfig) -> None:
         self._context, self._config = context, config
         self._waits = Waits(context)
-        self._round_timeout_s = config.round_timeout.ToMilliseconds() / 1000
-        self._join_timeout_s = config.join_timeout.ToMilliseconds() / 1000
+        self._second = SecondAttempt(context, config, self._waits)
+        self._round_timeout_s = seconds(config.round_timeout)
+        self._join_timeout_s = seconds(config.join_timeout)
 
     async def await_resume(self) -> None:
         """Returns when an operator has let the run go on, or ended it: the one wait that only a person ends."""
@@ -89,7 +90,7 @@ class RoundPhases:
             )
             self._wait_no_more(connection)
         self._waits.forget()
-        self._waits.begin(_key(name, 1, state), self._round_timeout_s)
+        self._waits.begin(state_key(name, 1, state), self._round_timeout_s)
 
     async def await_updates(self, head: RoundHead) -> None:
         """Until the round can be merged, or has to be tried again. Raises TooFewUpdates and TooFewClients."""
@@ -109,7 +110,7 @@ class RoundPhases:
         await asyncio.to_thread(clear_drafts, self._context.state, name)
         with self._context.store.transaction() as connection:
             parts = participations(connection, name)
-        if len(_merging(parts)) < self._config.min_updates:
+        if len(merging(parts)) < self._config.min_updates:
             # Clients were evicted after the round had enough.
             await self._try_again(head)
             return
@@ -118,7 +119,7 @@ class RoundPhases:
         result = await asyncio.to_thread(merged, updates, base, self._config)
         sha256 = await asyncio.to_thread(artifacts.put, result.content)
         with self._context.store.transaction() as connection:
-            is_stale = _merging(participations(connection, name)) != _merging(parts)
+            is_stale = merging(participations(connection, name)) != merging(parts)
             if is_stale or self._context.has_ended(connection):
                 return
             measured = {ClientName.parse(client): metrics for client, metrics in result.client_metrics.items()}
@@ -144,7 +145,7 @@ class RoundPhases:
     async def _enter(self, head: RoundHead, sha256: str) -> float:
         """The deadline of the phase, whose adapter is there and whole; raises ArtifactCorrupt where it is not."""
         await asyncio.to_thread(self._context.artifacts.verified_path, sha256)
-        key = _key(head.name, head.attempt, head.state)
+        key = state_key(head.name, head.attempt, head.state)
         if not self._waits.is_begun(key):
             with self._context.store.transaction() as connection:
                 rounds.set_deadline(connection, head.name, time.time() + self._round_timeout_s)
@@ -163,60 +164,22 @@ class RoundPhases:
 
     async def _try_again(self, head: RoundHead) -> None:
         """Asks other clients in the place of those that did not answer, once they are there; the second time, fails."""
-        name, least = head.name, self._config.min_updates
-
-        def look(connection: Connection) -> Outlook:
-            missing = least - update_count(connection, name)
-            found = len(self._candidates(connection, name))
-            return Outlook(is_over=found >= missing, words=f"clients {found}/{missing}")
-
         if head.attempt == 1:
-            await self._waits.until(look, self._waits.begin((name.number, 1, "clients"), self._join_timeout_s))
-            if self._merge_if_enough(name):
+            await self._second.await_clients(head)
+            if self._merge_if_enough(head.name):
                 return
         with self._context.store.transaction() as connection:
-            if self._context.has_ended(connection):
-                return
-            count, candidates = update_count(connection, name), self._candidates(connection, name)
-            has = f"{name} has {count} of {least} updates"
-            if head.attempt > 1:
-                raise TooFewUpdates(f"{has} at the deadline of its second attempt: see who answered", name=str(name))
-            if count + len(candidates) < least:
-                raise TooFewClients(f"{has}, and too few clients are there to try again", name=str(name))
-            self._replace(connection, name, candidates)
-
-    def _replace(self, connection: Connection, name: RoundName, candidates: Sequence[str]) -> None:
-        parts = participations(connection, name)
-        tried = {part.name.client for part in parts}
-        places = len(parts) - len(_merging(parts))
-        seed = self._config.train.seed
-        chosen = select_replacements(candidates, tried, places, seed=seed, number=name.number)
-        rounds.retry_round(connection, name, chosen, deadline_s=time.time() + self._round_timeout_s)
-        self._wait_no_more(connection)
-        self._waits.begin(_key(name, 2, pb.Round.STATE_TRAINING), self._round_timeout_s)
-        log.warning("trying_again", round=str(name), clients=chosen)
-
-    def _candidates(self, connection: Connection, name: RoundName) -> list[str]:
-        """Active clients that have not answered the round."""
-        answered = set(_merging(participations(connection, name)))
-        return [client for client in clients.active_client_ids(connection, name.run) if client not in answered]
+            if not self._context.has_ended(connection):
+                self._second.begin(connection, head)
+                self._wait_no_more(connection)
 
     def _evaluate_or_end(self, connection: Connection, head: RoundHead) -> None:
         state = pb.Round.STATE_SUCCEEDED
         if is_evaluation_due(self._config, head.name.number):
             state = pb.Round.STATE_EVALUATING
             rounds.set_deadline(connection, head.name, time.time() + self._round_timeout_s)
-            self._waits.begin(_key(head.name, head.attempt, state), self._round_timeout_s)
+            self._waits.begin(state_key(head.name, head.attempt, state), self._round_timeout_s)
         rounds.set_round_state(connection, head.name, state)
 
     def _wait_no_more(self, connection: Connection) -> None:
         runs.set_waiting_for(connection, self._context.run, "")
-
-
-def _key(name: RoundName, attempt: int, state: "pb.Round.State.ValueType") -> WaitKey:
-    return name.number, attempt, pb.Round.State.Name(state)
-
-
-def _merging(parts: Sequence[Participation]) -> dict[str, str]:
-    """The clients whose updates are merged, and their adapters' digests."""
-    return {part.name.client: part.adapter_sha256 for part in parts if part.is_updated}

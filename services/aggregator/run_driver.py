@@ -18,7 +18,7 @@ from services.aggregator.store.rounds import RoundHead
 from services.aggregator.upload_drafts import clear_drafts
 
 log = get_logger("aggregator.driver")
-LONGEST_BACK_OFF_S = 10.0
+LONGEST_BACK_OFF_S = 5.0
 ResultT = TypeVar("ResultT")
 
 

@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import Connection
 
+from fednano.names import RoundName
+from fednano.v1 import run_pb2 as pb
 from services.aggregator.changes import wait_for
 from services.aggregator.run_context import RunContext
 from services.aggregator.store import clients, runs
@@ -31,6 +34,15 @@ class Outlook:
 
 
 Look = Callable[[Connection], Outlook]
+
+
+def state_key(name: RoundName, attempt: int, state: "pb.Round.State.ValueType") -> WaitKey:
+    """The key of the wait that a round's state is."""
+    return name.number, attempt, pb.Round.State.Name(state)
+
+
+def seconds(duration: Duration) -> float:
+    return duration.ToMilliseconds() / 1000
 
 
 class Waits:
