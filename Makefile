@@ -1,16 +1,20 @@
 # make demo: set-up plus a full federated run. make test: set-up plus all tests that need no container engine.
+# make chaos: set-up plus the chaos suite in its long form, of which make test holds the short one.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format setup clean
+.PHONY: demo test chaos check format setup clean
 
 demo: setup
 	$(BIN)/fednano demo
 
 test: setup
-	$(BIN)/pytest -m "not docker"
+	$(BIN)/pytest -m "not docker and not chaos"
+
+chaos: setup
+	$(BIN)/pytest tests/chaos
 
 check: setup
 	$(BIN)/ruff format --check .
