@@ -164,6 +164,10 @@ class ExamplesInvalid(LocalError):
     """A file of examples that cannot be used; the message names file, example and field."""
 
 
+class StoreRefused(LocalError):
+    """A database that must not be used: damaged, in use by another aggregator, or written by a newer version."""
+
+
 class PartFailed(LocalError):
     """A process of a local federation ended when it should not have."""
 

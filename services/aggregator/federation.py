@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from sqlalchemy import URL
+
 from services.aggregator.artifact_store import ArtifactStore
 from services.aggregator.changes import Changes
 from services.aggregator.leases import Leases
@@ -58,6 +60,6 @@ class Federation:
 def open_federation(settings: AggregatorSettings) -> Federation:
     """Opens the state folder, made where it is absent."""
     settings.state.mkdir(parents=True, exist_ok=True)
-    store = Store(settings.state / "aggregator.sqlite3")
+    store = Store(settings.database or URL.create("sqlite", database=str(settings.state / "aggregator.sqlite3")))
     artifacts, leases = ArtifactStore(settings.state), Leases(settings.lease_s)
     return Federation(settings=settings, store=store, artifacts=artifacts, leases=leases)

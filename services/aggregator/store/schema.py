@@ -1,7 +1,11 @@
-"""The tables of the aggregator's database. Times are Unix seconds; states are the contract's enum numbers."""
+"""The tables of the aggregator's database. Times are Unix seconds; states are the contract's enum numbers.
+
+A change here needs a new file in ``migrations/versions``: a test says where the two differ.
+"""
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     Float,
     ForeignKey,
@@ -15,11 +19,14 @@ from sqlalchemy import (
 
 METADATA = MetaData()
 
+# Names sort by their bytes in every database, as they do in Python: the merge adds up clients in that order.
+NAME = String().with_variant(String(collation="C"), "postgresql")
+
 RUNS = Table(
     "runs",
     METADATA,
     Column("position", Integer, primary_key=True, autoincrement=True),
-    Column("run", String, unique=True, nullable=False),
+    Column("run", NAME, unique=True, nullable=False),
     Column("request_id", String, unique=True),
     Column("display_name", String, nullable=False),
     Column("config", LargeBinary, nullable=False),
@@ -31,7 +38,7 @@ RUNS = Table(
     Column("start_time_s", Float),
     Column("end_time_s", Float),
     # The sequence of the newest event: counted here so that it has no gaps.
-    Column("event_count", Integer, nullable=False, default=0),
+    Column("event_count", BigInteger, nullable=False, default=0),
     # What the run waits for, in words; empty when for nothing.
     Column("waiting_for", String, nullable=False, default=""),
     # The state to go back to when a paused run is resumed.
@@ -41,11 +48,11 @@ RUNS = Table(
 CLIENTS = Table(
     "clients",
     METADATA,
-    Column("run", ForeignKey("runs.run"), primary_key=True),
-    Column("client", String, primary_key=True),
+    Column("run", NAME, ForeignKey("runs.run"), primary_key=True),
+    Column("client", NAME, primary_key=True),
     Column("display_name", String, nullable=False),
     Column("state", Integer, nullable=False),
-    Column("example_count", Integer, nullable=False),
+    Column("example_count", BigInteger, nullable=False),
     Column("join_time_s", Float, nullable=False),
     Column("heartbeat_time_s", Float, nullable=False),
     Column("parameter_counts", JSON, nullable=False),
@@ -56,7 +63,7 @@ CLIENTS = Table(
 ROUNDS = Table(
     "rounds",
     METADATA,
-    Column("run", ForeignKey("runs.run"), primary_key=True),
+    Column("run", NAME, ForeignKey("runs.run"), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("state", Integer, nullable=False),
     Column("base_sha256", String, nullable=False),
@@ -73,13 +80,13 @@ ROUNDS = Table(
 PARTICIPANTS = Table(
     "participants",
     METADATA,
-    Column("run", String, primary_key=True),
+    Column("run", NAME, primary_key=True),
     Column("number", Integer, primary_key=True),
-    Column("client", String, primary_key=True),
+    Column("client", NAME, primary_key=True),
     Column("state", Integer, nullable=False),
-    Column("example_count", Integer, nullable=False, default=0),
+    Column("example_count", BigInteger, nullable=False, default=0),
     Column("metrics", JSON, nullable=False, default=dict),
-    Column("test_example_count", Integer, nullable=False, default=0),
+    Column("test_example_count", BigInteger, nullable=False, default=0),
     Column("test_metrics", JSON, nullable=False, default=dict),
     Column("refusal", String, nullable=False, default=""),
     # What the accepted update is made of; empty until then.
@@ -96,20 +103,20 @@ PARTICIPANTS = Table(
 EVENTS = Table(
     "events",
     METADATA,
-    Column("run", ForeignKey("runs.run"), primary_key=True),
-    Column("sequence", Integer, primary_key=True),
+    Column("run", NAME, ForeignKey("runs.run"), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
     Column("event", LargeBinary, nullable=False),
 )
 
 MEASUREMENTS = Table(
     "measurements",
     METADATA,
-    Column("run", ForeignKey("runs.run"), primary_key=True),
-    Column("sequence", Integer, primary_key=True),
+    Column("run", NAME, ForeignKey("runs.run"), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
     Column("create_time_s", Float, nullable=False),
     Column("number", Integer, nullable=False),
     # Empty for a measurement of the whole round.
-    Column("client", String, nullable=False, default=""),
+    Column("client", NAME, nullable=False, default=""),
     Column("key", String, nullable=False),
     Column("value", Float, nullable=False),
 )
