@@ -20,7 +20,12 @@ LONGEST_RETRY_AFTER_S = 60.0
 
 
 async def call_with_retry(
-    call: Callable[[], Awaitable[ResultT]], *, peer: str, what: str, give_up_after_s: float
+    call: Callable[[], Awaitable[ResultT]],
+    *,
+    peer: str,
+    what: str,
+    give_up_after_s: float,
+    before_retry: Callable[[], None] | None = None,
 ) -> ResultT:
     """The result of ``call``, made anew after each retryable failure until ``give_up_after_s`` seconds have passed.
 
@@ -31,6 +36,8 @@ async def call_with_retry(
         return await call_once(call, peer=peer)
 
     def say(state: RetryCallState) -> None:
+        if before_retry is not None:
+            before_retry()
         pause_s = state.next_action.sleep if state.next_action else 0.0
         log.warning(
             "retrying",

@@ -1,6 +1,7 @@
 """The edge client's process. Exit status: 0 when the run has ended, 2 for wrong settings or files, 1 otherwise."""
 
 import asyncio
+import signal
 import sys
 from contextlib import suppress
 
@@ -8,10 +9,14 @@ import torch
 
 from fednano.config import read_settings
 from fednano.errors import ExamplesInvalid, FednanoError, ModelInvalid, SettingsInvalid
+from fednano.metrics import RpcMetrics, new_registry, serve_metrics
 from fednano.rpc.server import serving, until_signalled
-from fednano.telemetry import configure_logging
+from fednano.telemetry import configure_logging, get_logger
 from services.client.agent import Agent
+from services.client.metrics import ClientMetrics
 from services.client.settings import ClientSettings
+
+log = get_logger("client")
 
 
 def main() -> int:
@@ -30,18 +35,30 @@ async def _live(settings: ClientSettings) -> None:
     """Until the run has ended or a signal comes. The port serves health only."""
     # First of all: who sees the ready file may send a signal at once.
     signalled = asyncio.create_task(until_signalled())
-    async with serving(
-        {}, settings.listen, settings.security, grace_s=settings.shutdown_grace_s, ready_file=settings.ready_file
-    ):
-        agent = Agent(settings)
-        life = asyncio.create_task(agent.run())
-        await asyncio.wait({life, signalled}, return_when=asyncio.FIRST_COMPLETED)
-        signalled.cancel()
-        if not life.done():
-            agent.abandon()
-            life.cancel()
-        with suppress(asyncio.CancelledError):
-            await life
+    log.info("starting", settings=settings.shown())
+    registry = new_registry()
+    with serve_metrics(registry, settings.metrics_listen) as metrics_address:
+        async with serving(
+            {},
+            settings.listen,
+            settings.security,
+            grace_s=settings.shutdown_grace_s,
+            ready_file=settings.ready_file,
+            metrics=RpcMetrics(registry),
+            metrics_address=metrics_address,
+        ):
+            await _work(Agent(settings, ClientMetrics(registry)), signalled)
+
+
+async def _work(agent: Agent, signalled: asyncio.Task[signal.Signals]) -> None:
+    life = asyncio.create_task(agent.run())
+    await asyncio.wait({life, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    if not life.done():
+        agent.abandon()
+        life.cancel()
+    with suppress(asyncio.CancelledError):
+        await life
 
 
 if __name__ == "__main__":

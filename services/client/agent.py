@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import grpc.aio
+from structlog.contextvars import bind_contextvars
 
 from fednano.errors import ResourceNotFound, RunEnded, WireError
 from fednano.names import ClientName
@@ -21,6 +22,7 @@ from services.client.aggregator_link import CALL_TIMEOUT_S, AggregatorLink
 from services.client.heartbeat import send_heartbeats
 from services.client.joining import check_config, check_digest, join_request, load_holdings, parameter_counts
 from services.client.local_work import Holdings, LocalWork
+from services.client.metrics import ClientMetrics
 from services.client.progress import Progress
 from services.client.settings import ClientSettings
 from services.client.task_loop import TaskLoop
@@ -37,9 +39,9 @@ PAUSE_S = 1.0
 class Agent:
     """One client of one run. ``run`` returns when the run has ended."""
 
-    def __init__(self, settings: ClientSettings) -> None:
+    def __init__(self, settings: ClientSettings, metrics: ClientMetrics | None = None) -> None:
         self._settings = settings
-        self._progress = Progress()
+        self._progress = Progress(metrics=metrics) if metrics else Progress()
 
     async def run(self) -> None:
         """Raises a FednanoError that says what to do where the client cannot go on."""
@@ -54,7 +56,12 @@ class Agent:
             peer = f"the aggregator at {settings.aggregator}"
             log.info("waiting", what=peer)
             await wait_until_serving(aggregator, "fednano.v1.AggregatorService", peer, settings.aggregator_wait_s)
-            link = AggregatorLink(AggregatorServiceStub(aggregator), peer=peer, wait_s=settings.aggregator_wait_s)
+            link = AggregatorLink(
+                AggregatorServiceStub(aggregator),
+                peer=peer,
+                wait_s=settings.aggregator_wait_s,
+                metrics=self._progress.metrics,
+            )
             with suppress(RunEnded):
                 await self._take_part(link, split, model, holdings)
         log.info("run_ended")
@@ -83,6 +90,7 @@ class Agent:
     ) -> None:
         joined = await self._join(link, holdings)
         client = ClientName.parse(joined.client.name, "client.name")
+        bind_contextvars(run=str(client.parent), client=str(client))
         terms = SessionTerms(
             manifest=holdings.parts.manifest,
             run=str(client.parent),

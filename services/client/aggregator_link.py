@@ -11,6 +11,7 @@ from fednano.telemetry import get_logger
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1.artifact_pb2 import ArtifactSpec
 from fednano.wire.artifacts import ArtifactReceiver, file_chunks
+from services.client.metrics import ClientMetrics
 
 if TYPE_CHECKING:
     from fednano.v1.aggregator_service_pb2_grpc import AggregatorServiceAsyncStub
@@ -28,10 +29,11 @@ MAX_ADAPTER_BYTES = 1 << 30
 class AggregatorLink:
     """All calls are idempotent by contract; ``wait_s`` is how long a lost aggregator is tried for."""
 
-    def __init__(self, stub: "AggregatorServiceAsyncStub", *, peer: str, wait_s: float) -> None:
+    def __init__(self, stub: "AggregatorServiceAsyncStub", *, peer: str, wait_s: float, metrics: ClientMetrics) -> None:
         self._stub = stub
         self._peer = peer
         self._wait_s = wait_s
+        self._metrics = metrics
 
     async def join(self, request: pb.JoinRunRequest) -> pb.JoinRunResponse:
         return await self._call(lambda: self._stub.JoinRun(request, timeout=CALL_TIMEOUT_S), "join the run")
@@ -68,7 +70,9 @@ class AggregatorLink:
         await self._call(lambda: self._stub.ReportMetrics(request, timeout=CALL_TIMEOUT_S), "report the evaluation")
 
     async def _call(self, call: Callable[[], Awaitable[ResultT]], what: str) -> ResultT:
-        return await call_with_retry(call, peer=self._peer, what=what, give_up_after_s=self._wait_s)
+        return await call_with_retry(
+            call, peer=self._peer, what=what, give_up_after_s=self._wait_s, before_retry=self._metrics.retries.inc
+        )
 
     async def _upload(self, header: pb.UpdateHeader, files: Sequence[Path]) -> None:
         there = await self._stub.GetUpload(pb.GetUploadRequest(header=header), timeout=CALL_TIMEOUT_S)

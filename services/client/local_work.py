@@ -130,10 +130,10 @@ class LocalWork:
         """All steps that are not done yet; returns what was measured over all of them."""
         training, traffic = LocalTraining(self._edge, self._language, self._config.train), self._language.traffic
         start_s = time.monotonic() - place.restore(training, traffic)
-        self._progress.step = training.position.step_count
+        self._progress.start_steps(training.position.step_count)
 
         def after_step() -> None:
-            self._progress.step = training.position.step_count
+            self._progress.end_step(training.position.step_count)
             place.save_if_due(training, traffic, time.monotonic() - start_s)
             self._progress.check()
 

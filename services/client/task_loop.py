@@ -2,7 +2,10 @@
 
 import asyncio
 import random
+import time
 from pathlib import Path
+
+from structlog.contextvars import bound_contextvars
 
 from fednano.errors import (
     AlreadyExists,
@@ -67,10 +70,12 @@ class TaskLoop:
                 await self._wait_for_other_work()
             case "train":
                 self._pause_s = PAUSE_S
-                await self._train(task.train)
+                with bound_contextvars(round=task.train.round):
+                    await self._train(task.train)
             case "evaluate":
                 self._pause_s = PAUSE_S
-                await self._evaluate(task.evaluate)
+                with bound_contextvars(round=task.evaluate.round):
+                    await self._evaluate(task.evaluate)
 
     async def _wait_for_other_work(self) -> None:
         """Longer each time: the aggregator goes on asking for what it has refused, until the round is over."""
@@ -88,7 +93,8 @@ class TaskLoop:
         except REFUSALS as refusal:
             self._note_refusal(task.round, refusal)
         else:
-            log.info("trained", round=task.round, metrics=update.metrics)
+            log.info("trained", metrics=update.metrics)
+            self._progress.metrics.trained(update.metrics, time.monotonic() - self._progress.begin_s)
 
     def _header(self, task: pb.TrainTask, update: Update) -> pb.UpdateHeader:
         return pb.UpdateHeader(
@@ -118,7 +124,8 @@ class TaskLoop:
                 metrics=evaluation.metrics,
             )
         )
-        log.info("evaluated", round=task.round, metrics=evaluation.metrics)
+        log.info("evaluated", metrics=evaluation.metrics)
+        self._progress.metrics.evaluated(evaluation.metrics)
 
     async def _download(self, round_name: RoundName, spec: ArtifactSpec) -> Path:
         return await self._link.download(round_name.parent, spec, self._folder / "global.safetensors")
