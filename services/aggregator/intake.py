@@ -4,7 +4,7 @@ Everything that touches a disk runs in a thread. An upload that breaks leaves on
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -25,7 +25,7 @@ from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import artifact_pb2, run_pb2
 from services.aggregator.admission import Admission, Offer, admit, read_offer
 from services.aggregator.federation import Federation
-from services.aggregator.store import rounds
+from services.aggregator.store import rounds, runs
 from services.aggregator.store.participants import record_refusal, record_update, update_count
 from services.aggregator.update_check import check_tensors
 from services.aggregator.upload_drafts import UploadDraft, clear_stale_drafts
@@ -48,11 +48,7 @@ class Intake:
     async def received(self, header: pb.UpdateHeader) -> pb.GetUploadResponse:
         """How much of an update has arrived. Raises what ``take`` would raise for such a header."""
         offer = read_offer(header)
-        admission = await in_thread(lambda: self._admit(offer))
-        if admission.is_known:
-            return pb.GetUploadResponse(received_bytes=offer.total_bytes, accepted=True)
-        draft = self._draft(offer, admission)
-        return pb.GetUploadResponse(received_bytes=await in_thread(draft.received_bytes))
+        return await self._noting_refusal(offer, self._received(offer))
 
     async def take(self, frames: Frames) -> int:
         """Accepts one update and returns how many the round then has. Idempotent for the same digests."""
@@ -60,14 +56,24 @@ class Intake:
         if first is None or first.WhichOneof("frame") != "header":
             raise StreamMalformed("an update begins with its header: send it first")
         offer = read_offer(first.header)
+        count = await self._noting_refusal(offer, self._take(frames, offer))
+        self._federation.changes.notify(offer.name.run)
+        return count
+
+    async def _noting_refusal(self, offer: Offer, answer: Awaitable[ResultT]) -> ResultT:
         try:
-            return await self._take(frames, offer)
+            return await answer
         except REFUSALS as refusal:
             words = refusal.message
             await in_thread(lambda: self._record_refusal(offer, words))
-            raise
-        finally:
             self._federation.changes.notify(offer.name.run)
+            raise
+
+    async def _received(self, offer: Offer) -> pb.GetUploadResponse:
+        admission = await in_thread(lambda: self._admit(offer))
+        if admission.is_known:
+            return pb.GetUploadResponse(received_bytes=offer.total_bytes, accepted=True)
+        return pb.GetUploadResponse(received_bytes=await in_thread(self._draft(offer, admission).received_bytes))
 
     async def _take(self, frames: Frames, offer: Offer) -> int:
         admission = await in_thread(lambda: self._admit(offer))
@@ -79,14 +85,22 @@ class Intake:
                 admission = await in_thread(lambda: self._admit(offer))
                 if admission.is_known:
                     return admission.update_count
-            try:
-                await _receive(turn, frames, draft)
-                return await in_thread(lambda: self._accept(offer, admission, draft))
-            except SPOILED:
-                await in_thread(draft.drop)
-                raise
-            finally:
-                draft.close()
+            async with self._turns.room():
+                return await self._receive(turn, frames, offer, admission, draft)
+
+    async def _receive(self, turn: Turn, frames: Frames, offer: Offer, admission: Admission, draft: UploadDraft) -> int:
+        try:
+            await _write(turn, frames, draft)
+            return await in_thread(lambda: self._accept(offer, admission, draft))
+        except SPOILED:
+            await in_thread(draft.drop)
+            raise
+        except FileNotFoundError:
+            # Who closes a round drops its drafts, also those that are being written.
+            await in_thread(lambda: self._admit(offer))
+            raise StreamMalformed("what had arrived of the update is gone: send it again") from None
+        finally:
+            draft.close()
 
     def _admit(self, offer: Offer) -> Admission:
         with self._federation.store.transaction() as connection:
@@ -97,18 +111,14 @@ class Intake:
         return UploadDraft(state, offer.name, offer.client, offer.header, admission.max_file_bytes)
 
     def _accept(self, offer: Offer, admission: Admission, draft: UploadDraft) -> int:
-        try:
-            files = draft.finish()
-            for spec, file in zip(offer.header.artifacts, files, strict=True):
-                is_fisher = spec.kind == artifact_pb2.ARTIFACT_KIND_FISHER
-                check_tensors(offer.header.client, file, admission.shapes, is_fisher=is_fisher)
-            # Looked at once more, for bytes of a round that has closed meanwhile should not be kept.
-            if self._admit(offer).is_known:
-                return self._admit(offer).update_count
-            for spec, file in zip(offer.header.artifacts, files, strict=True):
-                self._federation.artifacts.adopt(file, spec.sha256)
-        except FileNotFoundError:
-            raise RoundClosed(f"{offer.name} takes no more updates: poll for a task", name=str(offer.name)) from None
+        files = draft.finish()
+        for spec, file in zip(offer.header.artifacts, files, strict=True):
+            is_fisher = spec.kind == artifact_pb2.ARTIFACT_KIND_FISHER
+            check_tensors(offer.header.client, file, admission.shapes, is_fisher=is_fisher)
+        # Looked at once more: bytes of a round that has closed meanwhile should not be kept.
+        self._admit(offer)
+        for spec, file in zip(offer.header.artifacts, files, strict=True):
+            self._federation.artifacts.adopt(file, spec.sha256)
         with self._federation.store.transaction() as connection:
             count = _record(connection, offer)
         draft.drop()
@@ -117,6 +127,9 @@ class Intake:
     def _record_refusal(self, offer: Offer, words: str) -> None:
         try:
             with self._federation.store.transaction() as connection:
+                # The last event of a run is its end.
+                if runs.run_state(connection, offer.name.run) in runs.ENDED:
+                    return
                 record_refusal(connection, offer.name, offer.client, words)
                 rounds.announce_round(connection, offer.name, offer.client)
         except ResourceNotFound:
@@ -147,7 +160,7 @@ async def in_thread(work: Callable[[], ResultT]) -> ResultT:
         raise
 
 
-async def _receive(turn: Turn, frames: Frames, draft: UploadDraft) -> None:
+async def _write(turn: Turn, frames: Frames, draft: UploadDraft) -> None:
     """Writes the chunks to the draft, from where the first one begins, until all is there or the stream ends."""
     frame = await turn.next_frame(frames)
     offset = draft.received_bytes() if frame is None else frame.chunk.offset

@@ -12,9 +12,11 @@ from fednano.names import ClientName, RoundName
 from fednano.v1 import aggregator_service_pb2 as pb
 
 Frames = AsyncIterator[pb.UploadUpdateRequest]
-FRAME_TIMEOUT_S = 60.0
+FRAME_TIMEOUT_S = 30.0
 # What ends before a newer upload begins is at most one write, or the checks and the recording of a whole update.
 TURN_TIMEOUT_S = 60.0
+# Uploads that are read at once, with a frame of 1 MiB each in memory; the others wait on their clients' side.
+MAX_READ_AT_ONCE = 32
 
 
 class Turn:
@@ -55,6 +57,20 @@ class UploadTurns:
 
     def __init__(self) -> None:
         self._turns: dict[tuple[RoundName, ClientName], list[Turn]] = {}
+        self._room = asyncio.Semaphore(MAX_READ_AT_ONCE)
+
+    @asynccontextmanager
+    async def room(self) -> AsyncIterator[None]:
+        """Begins once fewer than ``MAX_READ_AT_ONCE`` uploads are being read. Raises ServerBusy."""
+        try:
+            async with asyncio.timeout(TURN_TIMEOUT_S):
+                await self._room.acquire()
+        except TimeoutError:
+            raise ServerBusy(f"{MAX_READ_AT_ONCE} updates are coming in already", retry_after_s=5.0) from None
+        try:
+            yield
+        finally:
+            self._room.release()
 
     @asynccontextmanager
     async def take(self, name: RoundName, client: ClientName) -> AsyncIterator[Turn]:

@@ -52,6 +52,7 @@ async def test_a_header_that_cannot_be_is_refused_before_a_byte_is_written(
     assert type(error) is error_class
     assert words in error.message
     assert training.incoming == []
+    assert (await refused(lambda: training.a.received(header))).message == error.message
     assert await training.refusal_of(training.a) == (await training.participant(training.a)).refusal == error.message
     # The round still takes what is right.
     assert await training.a.train(training.task) == 1
@@ -88,8 +89,8 @@ def negative(tensors: dict[str, np.ndarray]) -> None:
         (0, without_a_tensor, "adapter text.up.weight is missing"),
         (1, without_a_tensor, "Fisher information text.up.weight is missing"),
         (0, with_another_tensor, "head.weight is not a part"),
-        (0, of_another_rank, "has shape [8, 1], not [8, 2]"),
-        (1, of_another_rank, "has shape [8, 1], not [8, 2]"),
+        (0, of_another_rank, "has rank 1, but the run's adapter has rank 2"),
+        (1, of_another_rank, "has rank 1, but the run's adapter has rank 2"),
         (0, of_another_type, "has type F16, not F32"),
         (0, with_nan, "not finite"),
         (1, with_nan, "not finite"),

@@ -76,3 +76,15 @@ async def test_an_upload_that_does_not_end_keeps_the_newer_one_waiting_only_so_l
     async with turns.take(ROUND, A):
         with pytest.raises(ServerBusy, match="still being recorded"):
             await one_upload(turns, A, [], "newer")
+
+
+async def test_only_so_many_uploads_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_turns, "MAX_READ_AT_ONCE", 1)
+    monkeypatch.setattr(upload_turns, "TURN_TIMEOUT_S", 0.02)
+    turns = UploadTurns()
+    async with turns.room():
+        with pytest.raises(ServerBusy, match="already"):
+            async with turns.room():
+                pass
+    async with turns.room():
+        pass
