@@ -1,6 +1,5 @@
 """Whether an update that a client announces may come in, judged by its header and the database alone."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ from services.aggregator.store.participants import Participation, load_participa
 from services.aggregator.update_check import check_base, max_file_bytes
 
 KINDS = (artifact_pb2.ARTIFACT_KIND_ADAPTER, artifact_pb2.ARTIFACT_KIND_FISHER)
-MAX_METRICS = 64
-MAX_METRIC_KEY_LENGTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +48,7 @@ def read_offer(header: pb.UpdateHeader) -> Offer:
     name, client = RoundName.parse(header.round, "header.round"), ClientName.parse(header.client, "header.client")
     if name.run != client.run:
         raise FieldInvalid(f"header.client is {client}, but the round is {name}", field="header.client")
-    check_metrics(header.metrics, "header.metrics")
     return Offer(header=header, name=name, client=client)
-
-
-def check_metrics(metrics: Mapping[str, float], field: str) -> None:
-    """Raises FieldInvalid for more than a table should hold, and for what no mean can be taken of."""
-    if len(metrics) > MAX_METRICS or any(len(key) > MAX_METRIC_KEY_LENGTH for key in metrics):
-        message = f"{field} has room for {MAX_METRICS} metrics with names of {MAX_METRIC_KEY_LENGTH} characters"
-        raise FieldInvalid(message, field=field)
-    odd = sorted(key for key, value in metrics.items() if not math.isfinite(value))
-    if odd:
-        raise FieldInvalid(f"{field}[{odd[0]}] is not a finite number", field=field)
 
 
 def admit(connection: Connection, offer: Offer) -> Admission:

@@ -13,7 +13,6 @@ from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import aggregator_service_pb2_grpc as pb_grpc
 from fednano.v1 import run_pb2
 from fednano.wire.artifacts import file_chunks
-from services.aggregator.admission import check_metrics
 from services.aggregator.changes import wait_for
 from services.aggregator.federation import Federation
 from services.aggregator.intake import Intake
@@ -115,7 +114,6 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
 
     async def ReportMetrics(self, request: pb.ReportMetricsRequest, context: Context) -> pb.ReportMetricsResponse:
         client, name = ClientName.parse(request.client, "client"), RoundName.parse(request.round, "round")
-        check_metrics(request.metrics, "metrics")
         with self._federation.store.transaction() as connection:
             state = rounds.load_head(connection, name).state
             participants.load_participation(connection, name, client)
