@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from structlog.contextvars import bind_contextvars
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from fednano.errors import InternalFault, WireError
+from fednano.names import RunName
 from fednano.rpc.retry import is_retryable
 from fednano.telemetry import get_logger
 from fednano.v1 import run_pb2 as pb
@@ -30,7 +32,8 @@ class RunDriver:
 
     async def drive(self) -> None:
         """Returns when the run has ended, which it does whatever happens; only a cancelled driver leaves it open."""
-        log.info("driving", run=self._context.run)
+        bind_contextvars(run=str(RunName(run=self._context.run)))
+        log.info("driving")
         life = asyncio.create_task(self._live(), name=f"life of {self._context.run}")
         try:
             await asyncio.wait([life])
@@ -39,14 +42,14 @@ class RunDriver:
             await asyncio.wait([life])
         fault = None if life.cancelled() else life.exception()
         if fault is not None:
-            log.error("driver_failed", run=self._context.run, error=type(fault).__name__, exc_info=fault)
+            log.error("driver_failed", error=type(fault).__name__, exc_info=fault)
             failure = InternalFault("an unexpected fault ended the run; the aggregator's log has the trace")
-            await _patiently(lambda: self._fail(failure), self._context.run)
-        await _patiently(self._tidy, self._context.run)
+            await _patiently(lambda: self._fail(failure))
+        await _patiently(self._tidy)
 
     async def _live(self) -> None:
-        phases = await _patiently(self._phases, self._context.run)
-        while await _patiently(lambda: self._move_on(phases), self._context.run):
+        phases = await _patiently(self._phases)
+        while await _patiently(lambda: self._move_on(phases)):
             self._context.changes.notify_tasks(self._context.run)
 
     async def _phases(self) -> RoundPhases:
@@ -96,7 +99,7 @@ class RunDriver:
 
     async def _fail(self, failure: WireError) -> None:
         """Ends the run, and the round it is in, as failed."""
-        log.warning("run_failed", run=self._context.run, error=type(failure).__name__, message=failure.message)
+        log.warning("run_failed", error=type(failure).__name__, message=failure.message)
         self._end(pb.Run.STATE_FAILED, failure)
 
     async def _tidy(self) -> None:
@@ -111,7 +114,7 @@ class RunDriver:
             await asyncio.to_thread(clear_drafts, self._context.state, newest.name)
 
 
-async def _patiently(action: Callable[[], Awaitable[ResultT]], run: str) -> ResultT:
+async def _patiently(action: Callable[[], Awaitable[ResultT]]) -> ResultT:
     """The result of ``action``, made anew for as long as the stores are away or full: no reason for a run to fail."""
 
     async def attempt() -> ResultT:
@@ -119,7 +122,7 @@ async def _patiently(action: Callable[[], Awaitable[ResultT]], run: str) -> Resu
 
     def say(state: RetryCallState) -> None:
         failure = state.outcome.exception() if state.outcome else None
-        log.warning("waiting_for_store", run=run, attempt=state.attempt_number, why=str(failure))
+        log.warning("waiting_for_store", attempt=state.attempt_number, why=str(failure))
 
     back_off = wait_random_exponential(multiplier=0.2, max=LONGEST_BACK_OFF_S)
     retrying = AsyncRetrying(retry=retry_if_exception(is_retryable), wait=back_off, before_sleep=say, reraise=True)
