@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 from benchmarks.processes import cpu_s, peak_bytes, resident_bytes
 from benchmarks.round_arena import Arena
 from benchmarks.round_ours import create_run, run_config, start_aggregator
-from benchmarks.round_ours_client import evaluation_of, header_of, join, renew, write_update
+from benchmarks.round_ours_client import WAIT_S, evaluation_of, header_of, join, link_over, renew, write_update
 from benchmarks.round_report import MEGA, conditions, conditions_line
 from fednano.config import Security
 from fednano.names import ClientName, RoundName, RunName
 from fednano.rpc.channels import open_channel
 from fednano.v1 import run_service_pb2 as pb
-from fednano.v1.aggregator_service_pb2_grpc import AggregatorServiceStub
 from fednano.v1.run_service_pb2_grpc import RunServiceStub
 from services.client.aggregator_link import AggregatorLink
 
@@ -36,7 +35,6 @@ PLAINTEXT = Security(insecure=True)
 AT_A_TIME = 4
 # Clients come one after the other: those that wait must not be taken for lost.
 LEASE_S = 3600
-WAIT_S = 600.0
 SAMPLE_S = 0.02
 UPDATE_BYTES = 2 * 4 * 1024 * 1024
 COUNTS = (10, 30, 100, 300, 1000, 3000)
@@ -76,7 +74,7 @@ async def measure(arena: Arena) -> Course:
     watch = Watch(arena.servers[0].pid, course)
     sampling = asyncio.create_task(watch.sample())
     async with open_channel(address, PLAINTEXT) as channel:
-        link = AggregatorLink(AggregatorServiceStub(channel), peer=address, wait_s=WAIT_S)
+        link = link_over(channel, address)
         start_s = time.monotonic()
         names = [await join(link, client) for client in range(arena.clients)]
         for name in names:

@@ -5,11 +5,13 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+import grpc.aio
 import numpy as np
+from prometheus_client import CollectorRegistry
 from safetensors.numpy import save_file
 
 from benchmarks.round_marks import send_mark
-from benchmarks.round_ours import MODEL_DIGEST, PATIENCE_S
+from benchmarks.round_ours import MODEL_DIGEST
 from benchmarks.round_payload import SHAPES, update_of
 from fednano.config import Security
 from fednano.names import ClientName, RoundName
@@ -19,9 +21,20 @@ from fednano.v1 import artifact_pb2
 from fednano.v1.aggregator_service_pb2_grpc import AggregatorServiceStub
 from fednano.wire.artifacts import spec_of_file
 from services.client.aggregator_link import AggregatorLink
+from services.client.metrics import ClientMetrics
 
 KINDS = (artifact_pb2.ARTIFACT_KIND_ADAPTER, artifact_pb2.ARTIFACT_KIND_FISHER)
 EXAMPLE_COUNT = 100
+WAIT_S = 600.0
+
+
+def link_over(channel: grpc.aio.Channel, address: str) -> AggregatorLink:
+    return AggregatorLink(
+        AggregatorServiceStub(channel),
+        peer=f"the aggregator at {address}",
+        wait_s=WAIT_S,
+        metrics=ClientMetrics(CollectorRegistry()),
+    )
 
 
 async def join(link: AggregatorLink, client: int) -> ClientName:
@@ -96,9 +109,7 @@ async def _main() -> None:
     given = parser.parse_args()
     security = Security(insecure=given.insecure, tls_ca=given.tls_ca, tls_cert=given.tls_cert, tls_key=given.tls_key)
     async with open_channel(given.address, security) as channel:
-        peer = f"the aggregator at {given.address}"
-        link = AggregatorLink(AggregatorServiceStub(channel), peer=peer, wait_s=PATIENCE_S)
-        await _work(link, given.client, given.marks, given.folder)
+        await _work(link_over(channel, given.address), given.client, given.marks, given.folder)
 
 
 if __name__ == "__main__":
