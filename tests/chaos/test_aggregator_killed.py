@@ -1,0 +1,27 @@
+"""SIGKILL of the aggregator at each phase of a run: it goes on where it was, to the bits of an undisturbed run."""
+
+from pathlib import Path
+
+import pytest
+from chaos_run import assert_undisturbed, run_federation
+from sight import Phase, Shape
+
+SHAPE = Shape(clients=2, rounds=3)
+# In the order in which a run comes by them. A short phase that was missed is met in a later round.
+EVERY_PHASE = (
+    Phase.WAITING,
+    Phase.EVALUATING,
+    Phase.TRAINING,
+    Phase.UPLOADING,
+    Phase.BEFORE_MERGE,
+    Phase.MERGING,
+    Phase.BETWEEN_ROUNDS,
+    Phase.AFTER_LAST,
+)
+
+
+@pytest.mark.timeout(300)
+async def test_a_run_killed_at_every_phase_ends_with_the_same_adapter(tmp_path: Path) -> None:
+    undisturbed = await run_federation(tmp_path / "undisturbed", SHAPE)
+    disturbed = await run_federation(tmp_path / "disturbed", SHAPE, EVERY_PHASE)
+    assert_undisturbed(disturbed, SHAPE, undisturbed.digest)
