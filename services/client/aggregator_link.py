@@ -54,7 +54,12 @@ class AggregatorLink:
 
     async def download(self, run: RunName, spec: ArtifactSpec, target: Path) -> Path:
         """``target``, which then holds bytes with the SHA-256 that the task announced."""
-        return await self._call(lambda: self._download(run, spec, target), "download the adapter")
+        what = "download the adapter"
+        try:
+            return await self._call(lambda: self._download(run, spec, target), what)
+        except (DigestMismatch, StreamMalformed) as error:
+            log.warning("downloading_again", why=error.message)
+            return await self._call(lambda: self._download(run, spec, target), what)
 
     async def upload(self, header: pb.UpdateHeader, files: Sequence[Path]) -> None:
         """Goes on where an earlier upload of the same files broke, also one of an earlier process."""

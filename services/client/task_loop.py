@@ -13,8 +13,8 @@ from fednano.errors import (
     DigestMismatch,
     FieldInvalid,
     RoundClosed,
+    StreamMalformed,
     UpdateInvalid,
-    WireError,
 )
 from fednano.names import ClientName, RoundName
 from fednano.telemetry import get_logger
@@ -29,10 +29,10 @@ from services.client.progress import Progress, RoundAbandoned
 log = get_logger("client.tasks")
 
 KINDS = (ARTIFACT_KIND_ADAPTER, ARTIFACT_KIND_FISHER)
-# Training again would give the same bytes, and they the same answer.
-REFUSALS = (UpdateInvalid, FieldInvalid, AlreadyExists, ClientNotSelected, DigestMismatch)
+# From the aggregator, or from the LLM server where training diverged. The work done again would end the same.
+REFUSALS = (UpdateInvalid, FieldInvalid, StreamMalformed, DigestMismatch, AlreadyExists, ClientNotSelected)
 # The round goes on without this client's answer, which is no reason to stop.
-ROUND_LOST = (RoundClosed, ClientNotSelected, DigestMismatch, RoundAbandoned)
+ROUND_LOST = (RoundClosed, RoundAbandoned)
 PAUSE_S = 1.0
 LONGEST_PAUSE_S = 15.0
 
@@ -45,8 +45,8 @@ class TaskLoop:
     ) -> None:
         self._link, self._work, self._client = link, work, client
         self._progress, self._folder = progress, folder
-        # The round whose update was refused: it is not trained for again.
-        self._refused_round = ""
+        # What was refused, by kind of task and round: it is not done again.
+        self._given_up = ("", "")
         self._pause_s = PAUSE_S
 
     async def run(self) -> None:
@@ -65,21 +65,24 @@ class TaskLoop:
                 self._progress.end()
 
     async def _do(self, task: pb.PollTaskResponse) -> None:
-        match task.WhichOneof("task"):
-            case "train" if task.train.round == self._refused_round:
-                await self._wait_for_other_work()
-            case "train":
-                self._pause_s = PAUSE_S
-                with bound_contextvars(round=task.train.round):
-                    await self._train(task.train)
-            case "evaluate":
-                self._pause_s = PAUSE_S
-                with bound_contextvars(round=task.evaluate.round):
-                    await self._evaluate(task.evaluate)
+        kind = task.WhichOneof("task")
+        if kind is None:
+            return
+        round_name = task.train.round if kind == "train" else task.evaluate.round
+        if (kind, round_name) == self._given_up:
+            await self._wait_for_other_work(round_name)
+            return
+        self._pause_s = PAUSE_S
+        with bound_contextvars(round=round_name):
+            try:
+                await (self._train(task.train) if kind == "train" else self._evaluate(task.evaluate))
+            except REFUSALS as refusal:
+                self._given_up = kind, round_name
+                log.warning("refused", task=kind, error=type(refusal).__name__, why=refusal.message)
 
-    async def _wait_for_other_work(self) -> None:
-        """Longer each time: the aggregator goes on asking for what it has refused, until the round is over."""
-        log.info("waiting", what="the end of a round that refused the update", round=self._refused_round)
+    async def _wait_for_other_work(self, round_name: str) -> None:
+        """Longer each time: the aggregator goes on asking for what was refused, until the round is over."""
+        log.info("waiting", what="the end of a round in which the work was refused", round=round_name)
         await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
@@ -88,13 +91,9 @@ class TaskLoop:
         self._progress.begin(task.round)
         adapter = await self._download(round_name, task.adapter)
         update = await asyncio.to_thread(self._work.train, round_name, adapter, self._folder)
-        try:
-            await self._link.upload(self._header(task, update), update.files)
-        except REFUSALS as refusal:
-            self._note_refusal(task.round, refusal)
-        else:
-            log.info("trained", metrics=update.metrics)
-            self._progress.metrics.trained(update.metrics, time.monotonic() - self._progress.begin_s)
+        await self._link.upload(self._header(task, update), update.files)
+        log.info("trained", metrics=update.metrics)
+        self._progress.metrics.trained(update.metrics, time.monotonic() - self._progress.begin_s)
 
     def _header(self, task: pb.TrainTask, update: Update) -> pb.UpdateHeader:
         return pb.UpdateHeader(
@@ -105,11 +104,6 @@ class TaskLoop:
             metrics=update.metrics,
             base_adapter_sha256=task.adapter.sha256,
         )
-
-    def _note_refusal(self, round_name: str, refusal: WireError) -> None:
-        self._refused_round = round_name
-        error = type(refusal).__name__
-        log.warning("update_refused", round=round_name, error=error, why=refusal.message, facts=refusal.facts)
 
     async def _evaluate(self, task: pb.EvaluateTask) -> None:
         self._progress.begin(task.round)
