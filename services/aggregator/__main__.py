@@ -11,7 +11,7 @@ from fednano.telemetry import configure_logging, get_logger
 from fednano.v1.aggregator_service_pb2_grpc import add_AggregatorServiceServicer_to_server
 from fednano.v1.run_service_pb2_grpc import add_RunServiceServicer_to_server
 from services.aggregator.aggregator_servicer import AggregatorServicer
-from services.aggregator.federation import open_federation
+from services.aggregator.federation import Federation, open_federation
 from services.aggregator.intake import drop_stale_drafts
 from services.aggregator.metrics import RunCollector
 from services.aggregator.run_servicer import RunServicer
@@ -53,9 +53,21 @@ async def _serve(settings: AggregatorSettings) -> None:
                 metrics=RpcMetrics(registry),
                 metrics_address=metrics_address,
             ):
-                await until_signalled()
+                await _until_signalled_or_damaged(federation)
     finally:
         await federation.stop()
+
+
+async def _until_signalled_or_damaged(federation: Federation) -> None:
+    """Raises StoreRefused where the database turns out to be damaged: nothing good comes of going on."""
+    waits = [asyncio.create_task(until_signalled()), asyncio.create_task(federation.until_damaged())]
+    try:
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in done:
+            await wait
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 if __name__ == "__main__":

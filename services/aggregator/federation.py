@@ -5,14 +5,19 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import URL
 
+from services.aggregator.artifact_bucket import open_place
 from services.aggregator.artifact_store import ArtifactStore
 from services.aggregator.changes import Changes
+from services.aggregator.disk_faults import disk_faults_named
 from services.aggregator.leases import Leases
 from services.aggregator.run_context import RunContext
 from services.aggregator.run_driver import RunDriver
 from services.aggregator.settings import AggregatorSettings
 from services.aggregator.store import runs
+from services.aggregator.store.claim import FileClaim
 from services.aggregator.store.database import Store
+
+DAMAGE_POLL_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -20,6 +25,7 @@ class Federation:
     """One aggregator's runs. All methods are for the event loop's thread."""
 
     settings: AggregatorSettings
+    claim: FileClaim
     store: Store
     artifacts: ArtifactStore
     leases: Leases
@@ -48,6 +54,13 @@ class Federation:
         for run in unended:
             self.drive(run)
 
+    async def until_damaged(self) -> None:
+        """Raises StoreRefused once the database was found damaged; without end otherwise, for it is a watch."""
+        # Any thread may find the damage, so there is no event of this loop to wait for.
+        while self.store.damage is None:  # noqa: ASYNC110
+            await asyncio.sleep(DAMAGE_POLL_S)
+        raise self.store.damage
+
     async def stop(self) -> None:
         """Ends the drivers; the database has all that they need to begin anew."""
         tasks = list(self._tasks.values())
@@ -55,11 +68,24 @@ class Federation:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.store.close()
+        self.claim.release()
 
 
 def open_federation(settings: AggregatorSettings) -> Federation:
-    """Opens the state folder, made where it is absent."""
-    settings.state.mkdir(parents=True, exist_ok=True)
-    store = Store(settings.database or URL.create("sqlite", database=str(settings.state / "aggregator.sqlite3")))
-    artifacts, leases = ArtifactStore(settings.state), Leases(settings.lease_s)
-    return Federation(settings=settings, store=store, artifacts=artifacts, leases=leases)
+    """Opens the state folder, made where it is absent, the database and the place of the artifacts.
+
+    Raises StoreRefused where another aggregator uses one of them, and what ``Store`` and ``open_place`` raise.
+    """
+    state = settings.state
+    claim = FileClaim(state / "aggregator.lock")
+    with disk_faults_named(state):
+        state.mkdir(parents=True, exist_ok=True)
+        claim.take(f"state folder {state}")
+    try:
+        place = open_place(settings.artifacts, state / "cache") if settings.artifacts else None
+        artifacts = ArtifactStore(state, place)
+        store = Store(settings.database or URL.create("sqlite", database=str(state / "aggregator.sqlite3")))
+    except BaseException:
+        claim.release()
+        raise
+    return Federation(settings=settings, claim=claim, store=store, artifacts=artifacts, leases=Leases(settings.lease_s))

@@ -11,6 +11,8 @@ from sqlalchemy import create_engine, text
 
 USER = "postgres"
 TIMEOUT_S = 30
+# Where there is such a folder, its files are in memory.
+IN_MEMORY = Path("/dev/shm")  # noqa: S108
 
 
 def binaries() -> Path | None:
@@ -27,7 +29,7 @@ class PostgresqlServer:
     def __init__(self, programs: Path) -> None:
         self._programs = programs
         # A socket's path is short, and the server's own user must reach it: not below pytest's folders.
-        self.folder = Path(tempfile.mkdtemp(prefix="fednano-pg-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="fednano-pg-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
         self._as_user: list[str] = []
         if os.geteuid() == 0:
             user = pwd.getpwnam(USER)

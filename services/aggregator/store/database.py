@@ -11,6 +11,7 @@ from sqlalchemy import URL, Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fednano.errors import StoreRefused, StoreUnavailable
+from services.aggregator.disk_faults import disk_faults_named
 from services.aggregator.store.claim import FileClaim, claim_session
 from services.aggregator.store.engine import SQLITE, make_engine, parse_database_url, shown
 from services.aggregator.store.faults import faults_named
@@ -75,7 +76,8 @@ class Store:
         with self.transaction() as connection:
             upgrade(connection, self._where)
         if self._claim is not None:
-            self._claim.leave_note(IN_USE)
+            with disk_faults_named(Path(self._where)):
+                self._claim.leave_note(IN_USE)
         self._is_open = True
 
     def _claim_file(self) -> FileClaim | None:
@@ -84,11 +86,13 @@ class Store:
             return None
         assert self._url.database is not None
         file = Path(self._url.database)
-        file.parent.mkdir(parents=True, exist_ok=True)
         claim = FileClaim(file.with_name(f"{file.name}.lock"))
-        claim.take(str(file))
+        with disk_faults_named(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            claim.take(str(file))
         try:
-            refuse_damaged(file, claim.note)
+            with disk_faults_named(file):
+                refuse_damaged(file, claim.note)
         except BaseException:
             claim.release()
             raise
