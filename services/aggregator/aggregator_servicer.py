@@ -17,6 +17,7 @@ from services.aggregator.changes import wait_for
 from services.aggregator.federation import Federation
 from services.aggregator.intake import Intake
 from services.aggregator.store import clients, participants, rounds, runs
+from services.aggregator.store.situations import load_situation
 from services.aggregator.tasks import adapter_spec, directive, next_task
 
 # PollTask answers this long before the caller's deadline.
@@ -62,12 +63,12 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
     async def SendHeartbeat(self, request: pb.SendHeartbeatRequest, context: Context) -> pb.SendHeartbeatResponse:
         client = ClientName.parse(request.client, "client")
         with self._federation.store.transaction() as connection:
-            has_returned = clients.renew_lease(connection, client)
-            answer = directive(connection, client, request.round)
+            situation = load_situation(connection, client)
+            has_returned = clients.renew_lease(connection, client, situation.client_state)
         self._federation.leases.hear(client, request.step)
         if has_returned:
             self._federation.changes.notify(client.run)
-        return pb.SendHeartbeatResponse(directive=answer)
+        return pb.SendHeartbeatResponse(directive=directive(situation, request.round))
 
     async def PollTask(self, request: pb.PollTaskRequest, context: Context) -> pb.PollTaskResponse:
         client = ClientName.parse(request.client, "client")
@@ -75,11 +76,12 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
         while True:
             ticket = self._federation.changes.task_ticket(client.run)
             with self._federation.store.transaction() as connection:
-                has_returned = clients.renew_lease(connection, client)
-                task = next_task(connection, self._federation.artifacts, client)
+                situation = load_situation(connection, client)
+                has_returned = clients.renew_lease(connection, client, situation.client_state)
             self._federation.leases.hear(client)
             if has_returned:
                 self._federation.changes.notify(client.run)
+            task = next_task(situation, self._federation.artifacts)
             if task is not None or time.monotonic() >= deadline_s:
                 return task or pb.PollTaskResponse()
             await self._wait_for_task(client, ticket, deadline_s)
@@ -99,7 +101,7 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
             is_known = rounds.is_global_adapter(connection, run, request.sha256)
         if not is_known:
             raise ResourceNotFound(f"{request.run} has no adapter {request.sha256}: poll for a task", name=request.run)
-        path = self._federation.artifacts.verified_path(request.sha256)
+        path = await asyncio.to_thread(self._federation.artifacts.verified_path, request.sha256)
         yield pb.DownloadAdapterResponse(header=adapter_spec(self._federation.artifacts, request.sha256))
         for chunk in file_chunks([path]):
             yield pb.DownloadAdapterResponse(chunk=chunk)

@@ -24,6 +24,7 @@ from fednano.names import RoundName
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import artifact_pb2, run_pb2
 from services.aggregator.admission import Admission, Offer, admit, read_offer
+from services.aggregator.disk_faults import disk_faults_named
 from services.aggregator.federation import Federation
 from services.aggregator.store import rounds, runs
 from services.aggregator.store.participants import record_refusal, record_update, update_count
@@ -95,10 +96,6 @@ class Intake:
         except SPOILED:
             await in_thread(draft.drop)
             raise
-        except FileNotFoundError:
-            # Who closes a round drops its drafts, also those that are being written.
-            await in_thread(lambda: self._admit(offer))
-            raise StreamMalformed("what had arrived of the update is gone: send it again") from None
         finally:
             draft.close()
 
@@ -112,11 +109,12 @@ class Intake:
 
     def _accept(self, offer: Offer, admission: Admission, draft: UploadDraft) -> int:
         files = draft.finish()
-        for spec, file in zip(offer.header.artifacts, files, strict=True):
-            is_fisher = spec.kind == artifact_pb2.ARTIFACT_KIND_FISHER
-            check_tensors(offer.header.client, file, admission.shapes, is_fisher=is_fisher)
         # Looked at once more: bytes of a round that has closed meanwhile should not be kept.
         self._admit(offer)
+        for spec, file in zip(offer.header.artifacts, files, strict=True):
+            is_fisher = spec.kind == artifact_pb2.ARTIFACT_KIND_FISHER
+            with disk_faults_named(file):
+                check_tensors(offer.header.client, file, admission.shapes, is_fisher=is_fisher)
         for spec, file in zip(offer.header.artifacts, files, strict=True):
             self._federation.artifacts.adopt(file, spec.sha256)
         with self._federation.store.transaction() as connection:
@@ -130,8 +128,8 @@ class Intake:
                 # The last event of a run is its end.
                 if runs.run_state(connection, offer.name.run) in runs.ENDED:
                     return
-                record_refusal(connection, offer.name, offer.client, words)
-                rounds.announce_round(connection, offer.name, offer.client)
+                if record_refusal(connection, offer.name, offer.client, words):
+                    rounds.announce_round(connection, offer.name, offer.client)
         except ResourceNotFound:
             # Nobody that this aggregator knows: there is no row to write it to.
             return

@@ -4,25 +4,22 @@ state/incoming/{run}/{round}/{client}/{digest}/ holds the part of one update tha
 what the update's header announced, so that only the same bytes go on. There is at most one for a round and client.
 """
 
-import errno
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from fednano.errors import StorageFull
 from fednano.names import ClientName, RoundName
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1.artifact_pb2 import ArtifactChunk
 from fednano.wire.artifacts import ArtifactFiles
+from services.aggregator.disk_faults import disk_faults_named
 
 INCOMING = "incoming"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UploadDraft:
-    """One update on its way in. Blocking, and for one caller at a time."""
+    """One update on its way in. Blocking, and for one caller at a time. A disk that fails is a WireError."""
 
     def __init__(
         self, state: Path, name: RoundName, client: ClientName, header: pb.UpdateHeader, max_bytes: int
@@ -45,7 +42,7 @@ class UploadDraft:
 
         Raises StreamMalformed where less than that is here.
         """
-        with storage_full_told(self._folder):
+        with disk_faults_named(self._folder):
             if self._client_folder.is_dir():
                 for other in self._client_folder.iterdir():
                     if other != self._folder:
@@ -53,12 +50,12 @@ class UploadDraft:
             self._files.open(offset)
 
     def add(self, chunk: ArtifactChunk) -> None:
-        with storage_full_told(self._folder):
+        with disk_faults_named(self._folder):
             self._files.add(chunk)
 
     def finish(self) -> list[Path]:
         """The files, synced and with the announced digests. Raises StreamMalformed or DigestMismatch."""
-        with storage_full_told(self._folder):
+        with disk_faults_named(self._folder):
             return self._files.finish()
 
     def close(self) -> None:
@@ -82,17 +79,6 @@ def clear_stale_drafts(state: Path, is_open: Callable[[RoundName], bool]) -> Non
         run, number = folder.parent.name, folder.name
         if not number.isdecimal() or not is_open(RoundName(run=run, number=int(number))):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def storage_full_told(place: Path) -> Iterator[None]:
-    """Raises StorageFull where the system says that no space is left."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise StorageFull(f"no space is left for updates at {place}: free some", store=str(place)) from None
 
 
 def _round_folder(state: Path, name: RoundName) -> Path:

@@ -140,6 +140,20 @@ async def test_parts_of_other_bytes_and_of_closed_rounds_are_dropped(training: T
     assert isinstance(await refused(lambda: training.a.received(other)), RoundClosed)
 
 
+async def test_a_round_that_closes_under_an_upload_takes_nothing_of_it(training: Training) -> None:
+    before = training.artifacts
+    header, files = training.a.offer(training.task)
+    call = await training.a.begin_upload(header, files, 100)
+    cancel = rpb.CancelRunRequest(name=RUN)
+    await RunServiceStub(training.channel).CancelRun(cancel, timeout=10)
+    rest = b"".join(file.read_bytes() for file in files)[100:]
+    await call.write(pb.UploadUpdateRequest(chunk=artifact_pb2.ArtifactChunk(offset=100, data=rest)))
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    assert isinstance(from_rpc_error(raised.value, "the aggregator"), RoundClosed)
+    assert (training.artifacts, training.incoming) == (before, [])
+
+
 async def test_parts_of_rounds_that_closed_while_nobody_looked_are_dropped_at_the_start(tmp_path: Path) -> None:
     stray = tmp_path / "state" / "incoming" / "gone" / "3" / "a" / "digest"
     stray.mkdir(parents=True)

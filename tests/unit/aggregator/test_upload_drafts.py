@@ -12,7 +12,6 @@ from fednano.errors import FieldInvalid, StorageFull, StreamMalformed
 from fednano.names import ClientName, RoundName
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1.artifact_pb2 import ARTIFACT_KIND_ADAPTER, ArtifactChunk, ArtifactSpec
-from services.aggregator import upload_drafts
 from services.aggregator.upload_drafts import UploadDraft, clear_drafts, clear_stale_drafts
 
 ROUND = RoundName(run="demo", number=3)
@@ -104,12 +103,11 @@ def test_a_start_without_drafts_asks_nothing(tmp_path: Path) -> None:
     clear_stale_drafts(tmp_path, lambda name: pytest.fail(str(name)))
 
 
-def test_a_full_disk_is_told_as_such_and_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A limit on file sizes fails the same write that a full disk would, with another number.
-    monkeypatch.setattr(upload_drafts, "FULL", (27,))
+def test_a_full_disk_is_told_as_such_and_may_be_tried_again(tmp_path: Path) -> None:
+    # A limit on file sizes fails the same write that a full disk would.
     draft = draft_of(tmp_path)
     draft.open(0)
-    with files_limited_to(512), pytest.raises(StorageFull, match="free some") as raised:
+    with files_limited_to(512), pytest.raises(StorageFull, match="no space left") as raised:
         draft.add(ArtifactChunk(offset=0, data=b"x" * SIZE))
     assert raised.value.retryable
     draft.drop()
