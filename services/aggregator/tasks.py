@@ -3,66 +3,64 @@
 import time
 
 from google.protobuf.duration_pb2 import Duration
-from sqlalchemy import Connection
 
-from fednano.names import ClientName
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import run_pb2
 from fednano.v1.artifact_pb2 import ARTIFACT_KIND_ADAPTER, ArtifactSpec
 from services.aggregator.artifact_store import ArtifactStore
-from services.aggregator.store import clients, rounds, runs
-from services.aggregator.store.participants import OUT, Participation, find_participation
-from services.aggregator.store.rounds import RoundHead
+from services.aggregator.store import rounds, runs
+from services.aggregator.store.clients import evicted
+from services.aggregator.store.participants import OUT
+from services.aggregator.store.situations import Situation
 
 
-def next_task(connection: Connection, artifacts: ArtifactStore, client: ClientName) -> pb.PollTaskResponse | None:
+def next_task(situation: Situation, artifacts: ArtifactStore) -> pb.PollTaskResponse | None:
     """The client's task, or None where it has to wait. Raises ClientEvicted."""
-    clients.check_not_evicted(connection, client)
-    run_state = runs.run_state(connection, client.run)
-    if run_state in runs.ENDED:
-        return pb.PollTaskResponse(end=pb.EndTask(run_state=run_state))
-    newest = rounds.newest_round(connection, client.run)
-    part = find_participation(connection, newest.name, client) if newest else None
-    if newest is None or part is None:
+    if situation.client_state == run_pb2.Client.STATE_EVICTED:
+        raise evicted(situation.client)
+    if situation.run_state in runs.ENDED:
+        return pb.PollTaskResponse(end=pb.EndTask(run_state=situation.run_state))
+    newest = situation.newest
+    if newest is None:
         return None
     timeout = Duration()
     timeout.FromMilliseconds(max(0, int(1000 * (newest.deadline_s - time.time()))))
-    if is_to_train(newest, part):
+    if _is_to_train(situation):
         adapter = adapter_spec(artifacts, newest.base_sha256)
         return pb.PollTaskResponse(train=pb.TrainTask(round=str(newest.name), adapter=adapter, timeout=timeout))
-    if is_to_evaluate(newest, part):
+    if _is_to_evaluate(situation):
         adapter = adapter_spec(artifacts, newest.merged_sha256)
         return pb.PollTaskResponse(evaluate=pb.EvaluateTask(round=str(newest.name), adapter=adapter, timeout=timeout))
     return None
 
 
-def is_to_train(newest: RoundHead, part: Participation) -> bool:
-    """Whether the round still awaits this participant's update."""
-    return newest.state == run_pb2.Round.STATE_TRAINING and part.state == run_pb2.Participant.STATE_SELECTED
-
-
-def is_to_evaluate(newest: RoundHead, part: Participation) -> bool:
-    """Whether the round still awaits this participant's evaluation: those whose update it lacks evaluate nothing."""
-    asked = (run_pb2.Participant.STATE_SELECTED, run_pb2.Participant.STATE_UPDATED)
-    return newest.state == run_pb2.Round.STATE_EVALUATING and part.state in asked
-
-
-def directive(connection: Connection, client: ClientName, round_name: str) -> "pb.Directive.ValueType":
-    """Whether the client should go on with what it says that it does."""
-    is_evicted = clients.client_state(connection, client) == run_pb2.Client.STATE_EVICTED
-    if is_evicted or runs.run_state(connection, client.run) in runs.ENDED:
+def directive(situation: Situation, round_name: str) -> "pb.Directive.ValueType":
+    """Whether the client should go on with what it says that it does in ``round_name``, which is empty when idle."""
+    if situation.client_state == run_pb2.Client.STATE_EVICTED or situation.run_state in runs.ENDED:
         return pb.DIRECTIVE_LEAVE
+    newest = situation.newest
     if not round_name:
         return pb.DIRECTIVE_CONTINUE
-    newest = rounds.newest_round(connection, client.run)
-    if newest is None or str(newest.name) != round_name or newest.state in rounds.OVER:
-        return pb.DIRECTIVE_ABANDON_ROUND
-    part = find_participation(connection, newest.name, client)
-    is_in_vain = part is None or part.state in OUT
-    return pb.DIRECTIVE_ABANDON_ROUND if is_in_vain else pb.DIRECTIVE_CONTINUE
+    is_current = newest is not None and str(newest.name) == round_name and newest.state not in rounds.OVER
+    is_awaited = situation.part_state is not None and situation.part_state not in OUT
+    return pb.DIRECTIVE_CONTINUE if is_current and is_awaited else pb.DIRECTIVE_ABANDON_ROUND
 
 
 def adapter_spec(artifacts: ArtifactStore, sha256: str) -> ArtifactSpec:
     """Announces a global adapter; raises ArtifactCorrupt where its file is missing."""
     size_bytes = artifacts.path(sha256).stat().st_size
     return ArtifactSpec(kind=ARTIFACT_KIND_ADAPTER, size_bytes=size_bytes, sha256=sha256)
+
+
+def _is_to_train(situation: Situation) -> bool:
+    """Whether the round still awaits this client's update."""
+    newest, part_state = situation.newest, situation.part_state
+    is_training = newest is not None and newest.state == run_pb2.Round.STATE_TRAINING
+    return is_training and part_state == run_pb2.Participant.STATE_SELECTED
+
+
+def _is_to_evaluate(situation: Situation) -> bool:
+    """Whether the round still awaits this client's evaluation: whose update it does without, it does not ask."""
+    newest, part_state = situation.newest, situation.part_state
+    asked = (run_pb2.Participant.STATE_SELECTED, run_pb2.Participant.STATE_UPDATED)
+    return newest is not None and newest.state == run_pb2.Round.STATE_EVALUATING and part_state in asked

@@ -4,6 +4,7 @@ A wait has its whole time again after a restart of the aggregator, for clients c
 restart never shortens what they get. Nothing else gives a wait more time.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from services.aggregator.store import clients, runs
 LONGEST_PAUSE_S = 1.0
 # What a run waits for may change a thousand times a second; people read slower, and each change is a write.
 WORDS_INTERVAL_S = 0.2
+# Among a thousand updates a second a look takes milliseconds: it rests for some times as long as it took.
+LOOK_REST = 3.0
+LONGEST_REST_S = 0.05
 
 WaitKey = tuple[int, int, str]
 
@@ -68,6 +72,7 @@ class Waits:
         """Returns once ``look`` says that it is over, the run has ended or it is ``deadline_s``, where one is set."""
         while True:
             ticket = self._context.changes.ticket(self._context.run)
+            look_time_s = time.monotonic()
             left_s = LONGEST_PAUSE_S if deadline_s is None else deadline_s - time.monotonic()
             with self._context.store.transaction() as connection:
                 has_changed = self._look_after_clients(connection)
@@ -80,6 +85,7 @@ class Waits:
                 self._context.changes.notify(self._context.run)
             if is_over:
                 return
+            await asyncio.sleep(min(LOOK_REST * (time.monotonic() - look_time_s), LONGEST_REST_S))
             await wait_for(ticket, min(left_s, LONGEST_PAUSE_S if is_due else WORDS_INTERVAL_S))
 
     def _look_after_clients(self, connection: Connection) -> bool:

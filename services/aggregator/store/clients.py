@@ -58,7 +58,12 @@ def check_not_evicted(connection: Connection, name: ClientName) -> None:
     """Raises ClientEvicted. A client that nobody knows yet passes."""
     state = connection.execute(select(CLIENTS.c.state).where(_is(name))).scalar_one_or_none()
     if state == pb.Client.STATE_EVICTED:
-        raise ClientEvicted(f"{name} was put out of its run by an operator: it may not return", client=str(name))
+        raise evicted(name)
+
+
+def evicted(name: ClientName) -> ClientEvicted:
+    """What a client is told that was put out."""
+    return ClientEvicted(f"{name} was put out of its run by an operator: it may not return", client=str(name))
 
 
 def list_clients(connection: Connection, run: str, *, after: str = "", limit: int | None = None) -> list[pb.Client]:
@@ -77,9 +82,9 @@ def active_client_count(connection: Connection, run: str) -> int:
     return int(connection.execute(select(func.count()).where(_active(run))).scalar_one())
 
 
-def renew_lease(connection: Connection, name: ClientName) -> bool:
-    """Takes a sign of life: True where the client was lost, and now is active again. Raises ResourceNotFound."""
-    if client_state(connection, name) != pb.Client.STATE_LOST:
+def renew_lease(connection: Connection, name: ClientName, state: "pb.Client.State.ValueType") -> bool:
+    """Takes a sign of life of a client in ``state``: True where it was lost, and now is active again."""
+    if state != pb.Client.STATE_LOST:
         return False
     set_client_state(connection, name, pb.Client.STATE_ACTIVE)
     return True

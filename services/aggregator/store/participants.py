@@ -108,10 +108,14 @@ def record_update(
     set_refusal(connection, client, "")
 
 
-def record_refusal(connection: Connection, name: RoundName, client: ClientName, words: str) -> None:
-    """Keeps why an update was refused, for the round and for the client."""
-    set_participation(connection, name, client, {"refusal": words})
+def record_refusal(connection: Connection, name: RoundName, client: ClientName, words: str) -> bool:
+    """Keeps why an update was refused, for the round and for the client; True where the round's participant changed."""
     set_refusal(connection, client, words)
+    part = find_participation(connection, name, client)
+    if part is None or part.refusal == words:
+        return False
+    set_participation(connection, name, client, {"refusal": words})
+    return True
 
 
 def record_training(connection: Connection, name: RoundName, client: ClientName, metrics: Mapping[str, float]) -> None:

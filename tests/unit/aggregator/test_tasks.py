@@ -16,6 +16,7 @@ from services.aggregator.artifact_store import ArtifactStore
 from services.aggregator.steering import end_run, evict_client
 from services.aggregator.store import rounds, runs
 from services.aggregator.store.database import Store
+from services.aggregator.store.situations import load_situation
 from services.aggregator.tasks import directive, next_task
 
 FIRST = RoundName(run="r", number=1)
@@ -45,12 +46,12 @@ def scene(tmp_path: Path) -> Iterator[RunScene]:
 
 def task_of(scene: RunScene, client: str) -> pb.PollTaskResponse | None:
     with scene.context.store.transaction() as connection:
-        return next_task(connection, scene.context.artifacts, name(client))
+        return next_task(load_situation(connection, name(client)), scene.context.artifacts)
 
 
 def directive_of(scene: RunScene, client: str, turn: str = "runs/r/rounds/1") -> str:
     with scene.context.store.transaction() as connection:
-        return pb.Directive.Name(directive(connection, name(client), turn)).removeprefix("DIRECTIVE_")
+        return pb.Directive.Name(directive(load_situation(connection, name(client)), turn)).removeprefix("DIRECTIVE_")
 
 
 def again(connection: Connection) -> None:
