@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 from killing import kill_at
-from paced_client import HIDDEN, MODALITIES, MODEL_DIGEST, PLAINTEXT, RANK, PacedClient
+from paced_client import HIDDEN, MODALITIES, MODEL_DIGEST, PLAINTEXT, RANK, RUN, PacedClient
 from service import PATIENCE_S, Service, killed_at_the_end
 from sight import Phase, Shape
 
@@ -19,9 +19,9 @@ from fednano.v1 import run_pb2
 from fednano.v1 import run_service_pb2 as pb
 from fednano.v1.run_service_pb2_grpc import RunServiceStub
 
-RUN = "runs/chaos"
 ENDED = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STATE_CANCELLED)
 RUN_TIMEOUT_S = 240.0
+SHAPE = Shape(clients=2, rounds=3)
 
 
 def chaos_config(shape: Shape) -> run_pb2.RunConfig:
@@ -91,7 +91,7 @@ async def run_of(address: str) -> tuple[run_pb2.Run, list[run_pb2.Round]]:
         return await operator.run(RUN), await operator.rounds(RUN)
 
 
-async def run_federation(folder: Path, shape: Shape, plan: Sequence[Phase] = ()) -> Outcome:
+async def run_federation(folder: Path, plan: Sequence[Phase] = (), shape: Shape = SHAPE) -> Outcome:
     """Each kill of ``plan`` comes after the one before it, and the aggregator is started again after each."""
     aggregator = Service.aggregator(folder)
     async with killed_at_the_end(aggregator), asyncio.timeout(RUN_TIMEOUT_S):
@@ -113,7 +113,8 @@ async def run_federation(folder: Path, shape: Shape, plan: Sequence[Phase] = ())
 
 async def outcome(address: str, watch: Watch, clients: Sequence[PacedClient]) -> Outcome:
     run, rounds = await run_of(address)
-    asked_again = [name for client in clients for name in client.asked_again]
+    lines = [line for client in clients for line in client.journal.lines()]
+    asked_again = [name for what, name in lines if what == "asked again"]
     return Outcome(run=run, rounds=rounds, sequences=watch.sequences, asked_again=asked_again)
 
 
@@ -125,7 +126,7 @@ def _join_rest(group: asyncio.TaskGroup, clients: list[PacedClient]) -> None:
             group.create_task(client.live())
 
 
-def assert_undisturbed(outcome: Outcome, shape: Shape, digest: str) -> None:
+def assert_undisturbed(outcome: Outcome, digest: str, shape: Shape = SHAPE) -> None:
     """The run has ended well: nothing was lost, counted twice or repeated, and the adapter has the very bits."""
     assert outcome.run.state == run_pb2.Run.STATE_SUCCEEDED, outcome.run
     assert [found.number for found in outcome.rounds] == list(range(shape.rounds + 1))

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -45,6 +45,23 @@ TRANSFER_TIMEOUT_S = 120.0
 PATIENCE_S = 300.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """What became of a client's calls: a file, for the client may be killed."""
+
+    path: Path
+
+    def write(self, what: str, of: str) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{what}\t{of}\n")
+
+    def lines(self) -> list[tuple[str, str]]:
+        if not self.path.is_file():
+            return []
+        pairs = [line.partition("\t") for line in self.path.read_text().splitlines()]
+        return [(what, of) for what, _, of in pairs]
+
+
 @dataclass(kw_only=True)
 class PacedClient:
     """``live`` goes on through every loss of the aggregator, until the run has ended."""
@@ -55,9 +72,10 @@ class PacedClient:
     think_s: float = 0.3
     chunk_pause_s: float = 0.03
     is_living: bool = False
-    # The rounds whose update was acknowledged, and those of them that were asked for once more.
-    accepted: set[str] = field(default_factory=set)
-    asked_again: list[str] = field(default_factory=list)
+
+    @property
+    def journal(self) -> "Journal":
+        return Journal(path=self.folder / f"{self.client_id}.journal")
 
     async def live(self) -> None:
         async with open_channel(self.address, PLAINTEXT) as channel:
@@ -82,6 +100,7 @@ class PacedClient:
             try:
                 return await call_once(call, peer="the aggregator")
             except WireError as error:
+                self.journal.write("failed", type(error).__name__)
                 if not error.retryable or time.monotonic() > deadline_s:
                     raise
             await asyncio.sleep(random.uniform(0.1, 0.3))
@@ -100,8 +119,8 @@ class PacedClient:
             await self._call(lambda: stub.ReportMetrics(request, timeout=CALL_TIMEOUT_S))
 
     async def _train(self, task: pb.TrainTask, stub: "AggregatorServiceAsyncStub", client: str) -> None:
-        if task.round in self.accepted:
-            self.asked_again.append(task.round)
+        if ("accepted", task.round) in self.journal.lines():
+            self.journal.write("asked again", task.round)
         await self._call(lambda: self._download(task, stub))
         await asyncio.sleep(self.think_s)
         files = write_update(self.folder, self.client_id, task)
@@ -114,7 +133,7 @@ class PacedClient:
                 await stub.UploadUpdate(frames, timeout=TRANSFER_TIMEOUT_S)
 
         await self._call(upload)
-        self.accepted.add(task.round)
+        self.journal.write("accepted", task.round)
 
     async def _download(self, task: pb.TrainTask, stub: "AggregatorServiceAsyncStub") -> None:
         """The bytes themselves are of no use here: their digest is what the update depends on."""

@@ -13,7 +13,8 @@ QUERY = """
 SELECT run.state, coalesce(round.number, -1), coalesce(round.state, 0),
   (SELECT count(*) FROM clients WHERE run = run.run),
   (SELECT count(*) FROM participants WHERE run = run.run AND number = round.number AND adapter_sha256 != ''),
-  (SELECT count(*) FROM participants WHERE run = run.run AND number = round.number AND state = :evaluated)
+  (SELECT count(*) FROM participants WHERE run = run.run AND number = round.number AND state = :evaluated),
+  run.event_count
 FROM runs AS run LEFT JOIN rounds AS round ON round.run = run.run
 ORDER BY round.number DESC LIMIT 1
 """
@@ -29,6 +30,7 @@ class Sight:
     client_count: int
     update_count: int
     evaluation_count: int
+    event_count: int
     incoming_bytes: int
 
     @property
@@ -53,6 +55,7 @@ def look(state: Path) -> Sight | None:
         client_count=row[3],
         update_count=row[4],
         evaluation_count=row[5],
+        event_count=row[6],
         incoming_bytes=_incoming_bytes(state),
     )
 

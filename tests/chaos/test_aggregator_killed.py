@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 from chaos_run import assert_undisturbed, run_federation
-from sight import Phase, Shape
+from sight import Phase
 
-SHAPE = Shape(clients=2, rounds=3)
 # In the order in which a run comes by them. A short phase that was missed is met in a later round.
 EVERY_PHASE = (
     Phase.WAITING,
@@ -18,10 +17,16 @@ EVERY_PHASE = (
     Phase.BETWEEN_ROUNDS,
     Phase.AFTER_LAST,
 )
+pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.mark.timeout(300)
-async def test_a_run_killed_at_every_phase_ends_with_the_same_adapter(tmp_path: Path) -> None:
-    undisturbed = await run_federation(tmp_path / "undisturbed", SHAPE)
-    disturbed = await run_federation(tmp_path / "disturbed", SHAPE, EVERY_PHASE)
-    assert_undisturbed(disturbed, SHAPE, undisturbed.digest)
+async def test_a_run_killed_at_every_phase_ends_with_the_same_adapter(tmp_path: Path, undisturbed_digest: str) -> None:
+    assert_undisturbed(await run_federation(tmp_path, EVERY_PHASE), undisturbed_digest)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("phase", Phase, ids=lambda phase: phase.name.lower())
+async def test_a_run_killed_twice_at_one_phase_ends_with_the_same_adapter(
+    tmp_path: Path, undisturbed_digest: str, phase: Phase
+) -> None:
+    assert_undisturbed(await run_federation(tmp_path, (phase, phase)), undisturbed_digest)
