@@ -81,7 +81,7 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
             self._federation.leases.hear(client)
             if has_returned:
                 self._federation.changes.notify(client.run)
-            task = next_task(situation, self._federation.artifacts)
+            task = await asyncio.to_thread(next_task, situation, self._federation.artifacts)
             if task is not None or time.monotonic() >= deadline_s:
                 return task or pb.PollTaskResponse()
             await self._wait_for_task(client, ticket, deadline_s)
@@ -102,7 +102,7 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
         if not is_known:
             raise ResourceNotFound(f"{request.run} has no adapter {request.sha256}: poll for a task", name=request.run)
         path = await asyncio.to_thread(self._federation.artifacts.verified_path, request.sha256)
-        yield pb.DownloadAdapterResponse(header=adapter_spec(self._federation.artifacts, request.sha256))
+        yield pb.DownloadAdapterResponse(header=adapter_spec(path, request.sha256))
         for chunk in file_chunks([path]):
             yield pb.DownloadAdapterResponse(chunk=chunk)
 

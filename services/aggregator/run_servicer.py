@@ -140,7 +140,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
         if not sha256:
             raise ResourceNotFound(f"{request.name} has no merged adapter yet: wait for a round", name=request.name)
         path = await asyncio.to_thread(self._federation.artifacts.verified_path, sha256)
-        yield pb.ExportAdapterResponse(header=adapter_spec(self._federation.artifacts, sha256))
+        yield pb.ExportAdapterResponse(header=adapter_spec(path, sha256))
         for chunk in file_chunks([path]):
             yield pb.ExportAdapterResponse(chunk=chunk)
 

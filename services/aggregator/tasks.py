@@ -1,6 +1,7 @@
 """What a client should do now, derived from the database alone: asking twice gives the same answer."""
 
 import time
+from pathlib import Path
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -15,7 +16,10 @@ from services.aggregator.store.situations import Situation
 
 
 def next_task(situation: Situation, artifacts: ArtifactStore) -> pb.PollTaskResponse | None:
-    """The client's task, or None where it has to wait. Raises ClientEvicted."""
+    """The client's task, or None where it has to wait. Raises ClientEvicted.
+
+    Blocks where the adapter has to be fetched; raises ArtifactCorrupt where it is missing.
+    """
     if situation.client_state == run_pb2.Client.STATE_EVICTED:
         raise evicted(situation.client)
     if situation.run_state in runs.ENDED:
@@ -26,10 +30,10 @@ def next_task(situation: Situation, artifacts: ArtifactStore) -> pb.PollTaskResp
     timeout = Duration()
     timeout.FromMilliseconds(max(0, int(1000 * (newest.deadline_s - time.time()))))
     if _is_to_train(situation):
-        adapter = adapter_spec(artifacts, newest.base_sha256)
+        adapter = adapter_spec(artifacts.path(newest.base_sha256), newest.base_sha256)
         return pb.PollTaskResponse(train=pb.TrainTask(round=str(newest.name), adapter=adapter, timeout=timeout))
     if _is_to_evaluate(situation):
-        adapter = adapter_spec(artifacts, newest.merged_sha256)
+        adapter = adapter_spec(artifacts.path(newest.merged_sha256), newest.merged_sha256)
         return pb.PollTaskResponse(evaluate=pb.EvaluateTask(round=str(newest.name), adapter=adapter, timeout=timeout))
     return None
 
@@ -46,10 +50,9 @@ def directive(situation: Situation, round_name: str) -> "pb.Directive.ValueType"
     return pb.DIRECTIVE_CONTINUE if is_current and is_awaited else pb.DIRECTIVE_ABANDON_ROUND
 
 
-def adapter_spec(artifacts: ArtifactStore, sha256: str) -> ArtifactSpec:
-    """Announces a global adapter; raises ArtifactCorrupt where its file is missing."""
-    size_bytes = artifacts.path(sha256).stat().st_size
-    return ArtifactSpec(kind=ARTIFACT_KIND_ADAPTER, size_bytes=size_bytes, sha256=sha256)
+def adapter_spec(file: Path, sha256: str) -> ArtifactSpec:
+    """Announces a global adapter, which is in that file."""
+    return ArtifactSpec(kind=ARTIFACT_KIND_ADAPTER, size_bytes=file.stat().st_size, sha256=sha256)
 
 
 def _is_to_train(situation: Situation) -> bool:

@@ -17,8 +17,8 @@ MAX_KEY_LENGTH = 100
 
 
 def kept_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The finite numbers among the metrics, by key; at most ``MAX_METRICS``."""
-    kept = sorted(key for key, number in metrics.items() if math.isfinite(number) and len(key) <= MAX_KEY_LENGTH)
+    """The finite numbers among the metrics, by printable key; at most ``MAX_METRICS``."""
+    kept = sorted(key for key, number in metrics.items() if math.isfinite(number) and _is_key(key))
     return {key: metrics[key] for key in kept[:MAX_METRICS]}
 
 
@@ -56,3 +56,7 @@ def list_measurements(connection: Connection, run: str, *, after: int = 0, limit
         )
         for row in rows
     ]
+
+
+def _is_key(text: str) -> bool:
+    return 0 < len(text) <= MAX_KEY_LENGTH and text.isprintable()
