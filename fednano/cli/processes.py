@@ -4,7 +4,6 @@ A part is ``python -m services.NAME``. Its log is a file; its address is what it
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
@@ -23,9 +22,15 @@ TAIL_LINES = 20
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.2
 MAX_RESTARTS = 3
+# Runs first in each part's process, then becomes the part: SIGKILL comes when the process that started it dies. Not a
+# preexec_fn: that takes a plain fork, for which gRPC stops its threads first, and may wait for them for minutes.
 PR_SET_PDEATHSIG = 1
-# Loaded before any fork, where loading would not be safe.
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+DIE_WITH_PARENT = f"""
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass(kw_only=True)
@@ -46,14 +51,13 @@ class Part:
         self.ready_file.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - the command is our own
-                self.command,
+                _dying_with_parent(self.command) if sys.platform == "linux" else self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=part_environment(),
                 # Ctrl-C reaches the demo alone, which then stops its parts in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent if LIBC is not None else None,
             )
 
     @property
@@ -171,6 +175,5 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def _die_with_parent() -> None:
-    assert LIBC is not None
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _dying_with_parent(command: Sequence[str]) -> tuple[str, ...]:
+    return (sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *command)
