@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from sqlalchemy import create_engine, text
+import psycopg
 
 USER = "postgres"
 TIMEOUT_S = 30
@@ -52,16 +52,14 @@ class PostgresqlServer:
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://{USER}@/{database}?host={self.folder}"
 
-    def create_database(self, name: str) -> str:
-        """Returns its URL."""
-        self.execute(f'CREATE DATABASE "{name}" STRATEGY file_copy')
+    def create_database(self, name: str, template: str = "template1") -> str:
+        """A copy of the template; returns its URL."""
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
         return self.url(name)
 
-    def execute(self, statement: str, database: str = "postgres") -> None:
-        engine = create_engine(self.url(database), isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(text(statement))
-        engine.dispose()
+    def execute(self, statement: str) -> None:
+        with psycopg.connect(host=str(self.folder), user=USER, dbname="postgres", autocommit=True) as connection:
+            connection.execute(statement.encode())
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [*self._as_user, str(self._programs / program), "--pgdata", str(self.folder / "db"), *arguments]

@@ -15,7 +15,20 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    TypeDecorator,
 )
+from sqlalchemy.engine import Dialect
+
+
+class Words(TypeDecorator[str]):
+    """Text that others may have chosen. PostgreSQL refuses the character zero; every database gets a mark for it."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
 
 METADATA = MetaData()
 
@@ -27,20 +40,20 @@ RUNS = Table(
     METADATA,
     Column("position", Integer, primary_key=True, autoincrement=True),
     Column("run", NAME, unique=True, nullable=False),
-    Column("request_id", String, unique=True),
-    Column("display_name", String, nullable=False),
+    Column("request_id", Words, unique=True),
+    Column("display_name", Words, nullable=False),
     Column("config", LargeBinary, nullable=False),
     Column("state", Integer, nullable=False),
     Column("current_round", Integer),
     Column("failure_reason", Integer),
-    Column("failure_message", String),
+    Column("failure_message", Words),
     Column("create_time_s", Float, nullable=False),
     Column("start_time_s", Float),
     Column("end_time_s", Float),
     # The sequence of the newest event: counted here so that it has no gaps.
     Column("event_count", BigInteger, nullable=False, default=0),
     # What the run waits for, in words; empty when for nothing.
-    Column("waiting_for", String, nullable=False, default=""),
+    Column("waiting_for", Words, nullable=False, default=""),
     # The state to go back to when a paused run is resumed.
     Column("resume_state", Integer),
 )
@@ -50,14 +63,14 @@ CLIENTS = Table(
     METADATA,
     Column("run", NAME, ForeignKey("runs.run"), primary_key=True),
     Column("client", NAME, primary_key=True),
-    Column("display_name", String, nullable=False),
+    Column("display_name", Words, nullable=False),
     Column("state", Integer, nullable=False),
     Column("example_count", BigInteger, nullable=False),
     Column("join_time_s", Float, nullable=False),
     Column("heartbeat_time_s", Float, nullable=False),
     Column("parameter_counts", JSON, nullable=False),
     Column("step", Integer, nullable=False, default=0),
-    Column("refusal", String, nullable=False, default=""),
+    Column("refusal", Words, nullable=False, default=""),
 )
 
 ROUNDS = Table(
@@ -88,7 +101,7 @@ PARTICIPANTS = Table(
     Column("metrics", JSON, nullable=False, default=dict),
     Column("test_example_count", BigInteger, nullable=False, default=0),
     Column("test_metrics", JSON, nullable=False, default=dict),
-    Column("refusal", String, nullable=False, default=""),
+    Column("refusal", Words, nullable=False, default=""),
     # What the accepted update is made of; empty until then.
     Column("adapter_sha256", String, nullable=False, default=""),
     Column("fisher_sha256", String, nullable=False, default=""),
@@ -117,6 +130,6 @@ MEASUREMENTS = Table(
     Column("number", Integer, nullable=False),
     # Empty for a measurement of the whole round.
     Column("client", NAME, nullable=False, default=""),
-    Column("key", String, nullable=False),
+    Column("key", Words, nullable=False),
     Column("value", Float, nullable=False),
 )

@@ -18,6 +18,8 @@ def postgresql() -> Iterator[PostgresqlServer]:
     server = PostgresqlServer(programs)
     try:
         server.start()
+        # Made once by the migrations; each test's database is a copy.
+        Store(server.create_database("migrated")).close()
         yield server
         server.stop()
     finally:
@@ -31,11 +33,11 @@ def database_numbers() -> Iterator[int]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path, database_numbers: Iterator[int]) -> str:
-    """Of an empty database; each test runs over both kinds."""
+    """Of a database without any rows; each test runs over both kinds."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'fednano.sqlite3'}"
     server: PostgresqlServer = request.getfixturevalue("postgresql")
-    return server.create_database(f"test-{next(database_numbers)}")
+    return server.create_database(f"test-{next(database_numbers)}", template="migrated")
 
 
 @pytest.fixture
