@@ -1,122 +1,16 @@
-"""The command ``fednano``. Its exit codes are in ``exits.py``."""
+"""The entry point of the command ``fednano``."""
 
-import json
 import os
-from pathlib import Path
-from typing import Annotated
-
-import typer
-from rich.console import Console
-
-from fednano.cli import adapter_commands, client_commands, create_command, round_commands, run_commands
-from fednano.cli.commands import operator_command
-from fednano.cli.exits import EXIT_WORDS, or_exit
-from fednano.cli.options import DemoMethod, DemoOptions
-from fednano.cli.status_command import status
-from fednano.config import Security
-from fednano.telemetry import configure_logging
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="Federated tuning of a frozen multimodal model.",
-    epilog=EXIT_WORDS,
-)
-create_command.register(run_commands.app)
-app.add_typer(run_commands.app, name="run")
-app.add_typer(round_commands.app, name="round")
-app.add_typer(client_commands.app, name="client")
-app.add_typer(adapter_commands.app, name="adapter")
-operator_command(app, "status")(status)
 
 
 def main() -> None:
-    """The entry point."""
-    # Read by gRPC when it starts: the demo's processes are forked, and need none of it before they are others.
+    # gRPC reads it while it is imported, so before that: the demo's processes are forked, and would each log of it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    from fednano.cli.app import app
+    from fednano.telemetry import configure_logging
+
     configure_logging("cli", level="ERROR")
     app()
-
-
-@app.command()
-def demo(
-    clients: Annotated[int, typer.Option(min=1, max=50, help="Client processes.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of training.")] = 10,
-    method: Annotated[DemoMethod, typer.Option(help="Federated algorithm.")] = DemoMethod.FEDNANO,
-    seed: Annotated[int, typer.Option(min=0, help="Decides examples, split, adapters, order.")] = 0,
-    alpha: Annotated[float, typer.Option(min=0.01, help="Dirichlet split: small is less alike.")] = 1.0,
-    out: Annotated[Path, typer.Option(help="Folder for state, logs and report.")] = Path("runs/demo"),
-    train_examples: Annotated[int, typer.Option(min=10, help="Training examples over all clients.")] = 1000,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print only the report, as JSON; progress to stderr.")
-    ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over even where a run was cut short.")] = False,
-) -> None:
-    """Tunes one frozen model with several client processes on this machine, and shows what came of it."""
-    options = DemoOptions(
-        out=out,
-        clients=clients,
-        rounds=rounds,
-        method=method,
-        seed=seed,
-        alpha=alpha,
-        train_examples=train_examples,
-        fresh=fresh,
-    )
-    or_exit(lambda: _demo(options, as_json), interrupted="stopped; the same command continues the run")
-
-
-@app.command()
-def ask(
-    image: Annotated[Path, typer.Option(help="Picture that the question is about.")],
-    question: Annotated[str, typer.Option(help="The question.")],
-    adapter: Annotated[Path, typer.Option(help="Adapter file, such as runs/demo/adapter.safetensors.")],
-    model: Annotated[str, typer.Option(help="A preset's name, or a model's folder.")] = "nano",
-    adapter_alpha: Annotated[float, typer.Option(help="AdapterConfig.alpha of the adapter's run.")] = 32.0,
-    server: Annotated[str, typer.Option(help="host:port of a running LLM server; empty starts one.")] = "",
-    insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext to --server.")] = False,
-    tls_ca: Annotated[Path | None, typer.Option(help="PEM file of the CA.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to stdout.")] = False,
-) -> None:
-    """Asks the tuned model a question about a picture."""
-    # A server of our own is on loopback and speaks plaintext.
-    security = Security(insecure=insecure or not server, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
-
-    def answer() -> str:
-        # Here, for the other commands do not need what it imports.
-        from fednano.cli.ask import Question
-        from fednano.cli.ask import ask as answer_to
-
-        asked = Question(
-            image=image,
-            question=question,
-            adapter=adapter,
-            model=model,
-            adapter_alpha=adapter_alpha,
-            server=server,
-            security=security,
-        )
-        return answer_to(asked)
-
-    found = or_exit(answer, interrupted="stopped")
-    typer.echo(json.dumps({"answer": found}) if as_json else found)
-
-
-def _demo(options: DemoOptions, as_json: bool) -> None:
-    # Here, for the other commands do not need what it imports.
-    from fednano.cli.demo import run_demo
-    from fednano.cli.report import to_json, to_tables
-    from fednano.cli.view import RunView
-
-    console = Console(stderr=as_json)
-    report = run_demo(options, RunView(console))
-    if as_json:
-        typer.echo(to_json(report), nl=False)
-        return
-    console.print(*to_tables(report), sep="\n")
-    console.print(f"report, plot and adapter: {options.out}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

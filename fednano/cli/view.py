@@ -56,9 +56,10 @@ class RunView:
             self.live.refresh()
 
     def _note_run(self, run: run_pb2.Run) -> None:
-        known = run_line(self.run) if self.run.name else ""
-        self.run = run
-        if run_line(run) != known:
+        known, self.run = self.run, run
+        # A line for each kind of wait, not for each of a thousand clients that it is about.
+        waits_anew = run.waiting_for and run.waiting_for.split()[0] not in known.waiting_for.split()[:1]
+        if run.state != known.state or waits_anew:
             self._plain(run_line(run))
 
     def _note_round(self, turn: run_pb2.Round) -> None:

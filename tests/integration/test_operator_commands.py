@@ -16,7 +16,7 @@ from aggregator_process import AggregatorProcess, RandomClient, connect
 from google.protobuf import json_format
 from typer.testing import CliRunner, Result
 
-from fednano.cli.main import app
+from fednano.cli.app import app
 from fednano.v1 import run_service_pb2
 
 FLAGS = ("--model-digest", "d" * 64, "--hidden-size", "8", "--rank", "2", "--round-timeout", "30")

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from fednano.cli.adapter_file import inspect_adapter
-from fednano.cli.main import app
+from fednano.cli.app import app
 from fednano.errors import ModelInvalid
 
 

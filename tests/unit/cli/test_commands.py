@@ -7,9 +7,9 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from fednano.cli.app import app
 from fednano.cli.commands import check_address
 from fednano.cli.exits import exit_code, printable
-from fednano.cli.main import app
 from fednano.errors import FednanoError, PeerUnavailable, ResourceNotFound, RunEnded, SettingsInvalid
 
 CONNECTION = {"--aggregator", "--insecure", "--tls-ca", "--tls-cert", "--tls-key", "--timeout"}

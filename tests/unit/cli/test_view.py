@@ -38,3 +38,53 @@ def test_a_heartbeat_of_a_known_client_says_nothing() -> None:
     client.step = 5
     view.apply(run_pb2.Event(sequence=2, client=client))
     assert out.getvalue() == "client-1 active, 9 training examples\n"
+
+
+def test_a_run_says_its_state_and_each_kind_of_wait_once() -> None:
+    out = io.StringIO()
+    view = RunView(Console(file=out, width=80))
+    run = run_pb2.Run(name="runs/demo", state=run_pb2.Run.STATE_PENDING)
+    for state, waiting_for in (
+        (run_pb2.Run.STATE_PENDING, "clients 0/2"),
+        (run_pb2.Run.STATE_PENDING, "clients 1/2"),
+        (run_pb2.Run.STATE_RUNNING, ""),
+        (run_pb2.Run.STATE_RUNNING, "updates 0/2"),
+        (run_pb2.Run.STATE_RUNNING, ""),
+        (run_pb2.Run.STATE_FAILED, ""),
+    ):
+        run.state, run.waiting_for = state, waiting_for
+        if state == run_pb2.Run.STATE_FAILED:
+            run.failure.message = "too few updates"
+        view.apply(run_pb2.Event(run=run_pb2.Run.FromString(run.SerializeToString())))
+    assert out.getvalue().splitlines() == [
+        "run pending, waiting for clients 0/2",
+        "run running",
+        "run running, waiting for updates 0/2",
+        "run failed: too few updates",
+    ]
+
+
+def test_a_refused_update_is_told_once_with_its_reason() -> None:
+    out = io.StringIO()
+    view = RunView(Console(file=out, width=80))
+    part = run_pb2.Participant(client="runs/demo/clients/client-4", refusal="not\x1b finite")
+    for _ in range(2):
+        view.apply(run_pb2.Event(round=run_pb2.Round(number=1, participants=[part])))
+    assert out.getvalue() == "round 1: the update of client-4 was refused: not\ufffd finite\n"
+
+
+def test_the_live_area_shows_progress_waits_clients_and_what_they_sent() -> None:
+    out = io.StringIO()
+    view = RunView(Console(file=out, width=120, force_terminal=True))
+    config = run_pb2.RunConfig(round_count=4)
+    run = run_pb2.Run(name="runs/demo", state=run_pb2.Run.STATE_RUNNING, waiting_for="updates 1/2", config=config)
+    part = run_pb2.Participant(client="runs/demo/clients/client-4", metrics={"bytes/fisher": 2e6, "train/loss": 0.25})
+    done = [run_pb2.Round(number=number, state=run_pb2.Round.STATE_SUCCEEDED) for number in (0, 1)]
+    lost = run_pb2.Client(name=part.client, state=run_pb2.Client.STATE_LOST)
+    subjects = [{"run": run}, *({"round": turn} for turn in done), {"client": lost}]
+    with view:
+        for subject in [*subjects, {"round": run_pb2.Round(number=2, participants=[part])}]:
+            view.apply(run_pb2.Event(**subject))
+    shown = out.getvalue()
+    for words in ("waiting for updates 1/2", "1 of 4 rounds", "client-4", "lost", "0.250", "2.0 MB"):
+        assert words in shown
