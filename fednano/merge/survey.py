@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fednano.adapter_layout import Float32Array
 from fednano.merge.streaming import STRIP_ELEMENTS, Streaming, blocks, on_threads, strips
 from fednano.merge.tensor_file import TensorFile, open_tensor_file
 from fednano.merge.updates import MergeUpdate, in_merge_order
@@ -22,10 +21,10 @@ READ_ELEMENTS = 16 * STRIP_ELEMENTS
 
 @dataclass(frozen=True, kw_only=True)
 class BaseAdapter:
-    """The adapter that the round started from: its file's layout, and its flattened tensors in memory."""
+    """The adapter that the round started from: its file's layout, and its flattened tensors, wide as the sums are."""
 
     file: TensorFile
-    flat: Mapping[str, Float32Array]
+    flat: Mapping[str, Float64Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +48,11 @@ class SurveyedUpdate:
 
 def load_base(path: Path) -> BaseAdapter:
     file = open_tensor_file(path)
-    flat: dict[str, Float32Array] = {}
+    flat: dict[str, Float64Array] = {}
     for name, place in file.places.items():
-        flat[name] = np.empty(place.size, np.float32)
-        file.read(name, 0, flat[name])
+        narrow_I = np.empty(place.size, np.float32)
+        file.read(name, 0, narrow_I)
+        flat[name] = narrow_I.astype(np.float64)
     return BaseAdapter(file=file, flat=flat)
 
 
@@ -79,7 +79,21 @@ class _Scratch:
     def __init__(self) -> None:
         self.read_I = np.empty(READ_ELEMENTS, np.float32)
         self.wide_S = np.empty(STRIP_ELEMENTS, np.float64)
-        self.square_S = np.empty(STRIP_ELEMENTS, np.float64)
+
+
+class _Sum:
+    """The sum of all strips' elements. Strips are added to one another first: that is the fastest, and in one order."""
+
+    def __init__(self) -> None:
+        self._sums_S = np.zeros(STRIP_ELEMENTS, np.float64)
+
+    def add(self, values_S: Float64Array) -> None:
+        sums_S = self._sums_S[: values_S.size]
+        np.add(sums_S, values_S, out=sums_S)
+
+    @property
+    def total(self) -> float:
+        return float(self._sums_S.sum())
 
 
 def _survey_one(update: MergeUpdate, base: BaseAdapter, max_update_norm: float, scratch: _Scratch) -> SurveyedUpdate:
@@ -109,30 +123,30 @@ def _open_alike(path: Path, base: BaseAdapter) -> TensorFile:
 
 
 def _update_norm(adapter: TensorFile, base: BaseAdapter, scratch: _Scratch) -> float:
-    squares: list[float] = []
+    squares = _Sum()
     for block in blocks(adapter.places, READ_ELEMENTS):
         theta_I = scratch.read_I[: block.size]
         adapter.read(block.tensor, block.start, theta_I)
         base_I = base.flat[block.tensor][block.start : block.stop]
         for strip in strips(block.size):
             moved_S = scratch.wide_S[: strip.stop - strip.start]
-            np.subtract(theta_I[strip], base_I[strip], out=moved_S, dtype=np.float64)
+            np.copyto(moved_S, theta_I[strip])
+            np.subtract(moved_S, base_I[strip], out=moved_S)
             np.multiply(moved_S, moved_S, out=moved_S)
-            squares.append(float(moved_S.sum()))
-    return math.sqrt(math.fsum(squares))
+            squares.add(moved_S)
+    return math.sqrt(squares.total)
 
 
 def _fisher_sums(fisher: TensorFile, scratch: _Scratch) -> tuple[dict[str, float], float]:
     """The sum of each tensor, and the L2 norm over all. float64 holds both for any finite float32 values."""
-    sums: dict[str, list[float]] = {name: [] for name in sorted(fisher.places)}
-    squares: list[float] = []
+    sums, squares = {name: _Sum() for name in sorted(fisher.places)}, _Sum()
     for block in blocks(fisher.places, READ_ELEMENTS):
         fisher_I = scratch.read_I[: block.size]
         fisher.read(block.tensor, block.start, fisher_I)
         for strip in strips(block.size):
-            count = strip.stop - strip.start
-            wide_S, square_S = scratch.wide_S[:count], scratch.square_S[:count]
+            wide_S = scratch.wide_S[: strip.stop - strip.start]
             np.copyto(wide_S, fisher_I[strip])
-            sums[block.tensor].append(float(wide_S.sum()))
-            squares.append(float(np.multiply(wide_S, wide_S, out=square_S).sum()))
-    return {name: math.fsum(parts) for name, parts in sums.items()}, math.sqrt(math.fsum(squares))
+            sums[block.tensor].add(wide_S)
+            np.multiply(wide_S, wide_S, out=wide_S)
+            squares.add(wide_S)
+    return {name: one.total for name, one in sums.items()}, math.sqrt(squares.total)

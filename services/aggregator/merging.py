@@ -12,6 +12,7 @@ from fednano.errors import TooFewUpdates
 from fednano.merge.krum import least_krum_updates, merge_krum
 from fednano.merge.ordered import median_trimmed_count, merge_trimmed, trimmed_count
 from fednano.merge.shares import FisherWeighting
+from fednano.merge.streaming import STREAMING, on_threads
 from fednano.merge.updates import ClientPart, MergeResult, MergeUpdate
 from fednano.merge.weighted import merge_weighted
 from fednano.v1 import run_pb2 as pb
@@ -37,16 +38,16 @@ def initial_content(config: pb.RunConfig) -> bytes:
 
 def merge_updates_of(parts: Sequence[Participation], artifacts: ArtifactStore) -> list[MergeUpdate]:
     """The accepted updates, their files read again and found unchanged; raises ArtifactCorrupt."""
-    return [
-        MergeUpdate(
+
+    def verified(part: Participation) -> MergeUpdate:
+        return MergeUpdate(
             client=str(part.name),
             example_count=part.example_count,
             adapter=artifacts.verified_path(part.adapter_sha256),
             fisher=artifacts.verified_path(part.fisher_sha256) if part.fisher_sha256 else None,
         )
-        for part in parts
-        if part.is_updated
-    ]
+
+    return on_threads(verified, [part for part in parts if part.is_updated], STREAMING.threads)
 
 
 def merged(updates: Sequence[MergeUpdate], base: Path, config: pb.RunConfig) -> Merged:
