@@ -83,6 +83,11 @@ class AggregatorProcess:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def exit_status(self) -> int | None:
+        """None until the process has ended."""
+        return None if self._process is None else self._process.poll()
+
 
 class RandomClient:
     """Answers tasks with adapters that depend on its name and the round alone."""
