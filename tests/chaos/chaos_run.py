@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
-from killing import kill_at
+from killing import Disturbance, kill, meet
 from paced_client import HIDDEN, MODALITIES, MODEL_DIGEST, PLAINTEXT, RANK, RUN, PacedClient
 from service import PATIENCE_S, Service, killed_at_the_end
 from sight import Phase, Shape
@@ -67,12 +67,12 @@ class Watch:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What is left of a run. ``asked_again``: accepted updates that a client was asked for once more."""
+    """What is left of a run."""
 
     run: run_pb2.Run
     rounds: list[run_pb2.Round]
     sequences: list[int]
-    asked_again: list[str]
+    journal: list[tuple[str, str]]
 
     @property
     def digest(self) -> str:
@@ -91,9 +91,12 @@ async def run_of(address: str) -> tuple[run_pb2.Run, list[run_pb2.Round]]:
         return await operator.run(RUN), await operator.rounds(RUN)
 
 
-async def run_federation(folder: Path, plan: Sequence[Phase] = (), shape: Shape = SHAPE) -> Outcome:
-    """Each kill of ``plan`` comes after the one before it, and the aggregator is started again after each."""
-    aggregator = Service.aggregator(folder)
+async def run_federation(
+    folder: Path, plan: Sequence[Phase] = (), *, act: Disturbance = kill, state: Path | None = None
+) -> Outcome:
+    """Does ``act`` at each phase of ``plan``, one after the other."""
+    shape, state = SHAPE, state or folder / "state"
+    aggregator = Service.aggregator(folder, state=state)
     async with killed_at_the_end(aggregator), asyncio.timeout(RUN_TIMEOUT_S):
         address = await aggregator.start()
         await create(address, chaos_config(shape))
@@ -105,17 +108,16 @@ async def run_federation(folder: Path, plan: Sequence[Phase] = (), shape: Shape 
             for phase in plan:
                 if phase is not Phase.WAITING:
                     _join_rest(group, clients)
-                await kill_at(phase, aggregator, folder / "state", shape)
-                await aggregator.start()
+                await meet(phase, aggregator, state, shape)
+                await act(aggregator, state)
             _join_rest(group, clients)
         return await outcome(address, watch, clients)
 
 
 async def outcome(address: str, watch: Watch, clients: Sequence[PacedClient]) -> Outcome:
     run, rounds = await run_of(address)
-    lines = [line for client in clients for line in client.journal.lines()]
-    asked_again = [name for what, name in lines if what == "asked again"]
-    return Outcome(run=run, rounds=rounds, sequences=watch.sequences, asked_again=asked_again)
+    journal = [line for client in clients for line in client.journal.lines()]
+    return Outcome(run=run, rounds=rounds, sequences=watch.sequences, journal=journal)
 
 
 def _join_rest(group: asyncio.TaskGroup, clients: list[PacedClient]) -> None:
@@ -134,5 +136,5 @@ def assert_undisturbed(outcome: Outcome, digest: str, shape: Shape = SHAPE) -> N
         assert (found.update_count, found.attempt) == (shape.clients, 1), found
         assert len({part.client for part in found.participants}) == len(found.participants) == shape.clients, found
     assert outcome.sequences == list(range(1, outcome.run.event_sequence + 1))
-    assert outcome.asked_again == []
+    assert [of for what, of in outcome.journal if what == "asked again"] == []
     assert outcome.digest == digest

@@ -1,0 +1,60 @@
+"""A disk that is full for a while, at the phases that write: everybody waits, and the run goes on when it has space."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from chaos_run import assert_undisturbed, run_federation
+from service import PATIENCE_S, Service
+from sight import Phase, look
+
+pytestmark = pytest.mark.timeout(300)
+# How long a disk stays full once it was noticed.
+FULL_S = 1.0
+
+
+@asynccontextmanager
+async def full(disk: Path) -> AsyncIterator[None]:
+    """All that was free is taken while the block runs."""
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        free = os.statvfs(disk)
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+async def fill(aggregator: Service, state: Path) -> None:
+    """Until the aggregator has said so; nobody else may fail for it."""
+    told = aggregator.log.count("StorageFull")
+    async with full(state.parent), asyncio.timeout(PATIENCE_S):
+        aggregator.signal(signal.SIGCONT)
+        while aggregator.log.count("StorageFull") == told:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(FULL_S)
+        assert aggregator.is_running, aggregator.last_words
+        sight = look(state)
+        assert sight is not None
+        assert not sight.is_ended
+
+
+async def test_a_run_goes_on_after_its_disk_was_full(tmp_path: Path, small_disk: Path, undisturbed_digest: str) -> None:
+    plan = (Phase.UPLOADING, Phase.BEFORE_MERGE)
+    outcome = await run_federation(tmp_path, plan, act=fill, state=small_disk / "state")
+    assert_undisturbed(outcome, undisturbed_digest)
+    assert ("failed", "StorageFull") in outcome.journal
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("phase", [Phase.WAITING, Phase.TRAINING, Phase.MERGING, Phase.EVALUATING])
+async def test_a_run_goes_on_after_its_disk_was_full_at_one_phase(
+    tmp_path: Path, small_disk: Path, undisturbed_digest: str, phase: Phase
+) -> None:
+    outcome = await run_federation(tmp_path, (phase,), act=fill, state=small_disk / "state")
+    assert_undisturbed(outcome, undisturbed_digest)
