@@ -107,9 +107,14 @@ def name(client: str) -> ClientName:
     return ClientName(run="r", client=client)
 
 
-def open_scene(folder: Path, store: Store, artifacts: ArtifactStore, lease_s: float = 15.0) -> RunScene:
+def open_scene(folder: Path, store: Store, artifacts: ArtifactStore, leases: Leases | None = None) -> RunScene:
     return RunScene(
         context=RunContext(
-            run="r", state=folder, store=store, artifacts=artifacts, changes=Changes(), leases=Leases(lease_s)
+            run="r",
+            state=folder,
+            store=store,
+            artifacts=artifacts,
+            changes=Changes(),
+            leases=leases or Leases(60.0),
         )
     )

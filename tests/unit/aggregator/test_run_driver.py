@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from fednano.errors import StoreUnavailable
 from fednano.v1 import error_reason_pb2, run_pb2
 from services.aggregator.artifact_store import ArtifactStore
+from services.aggregator.leases import Leases
 from services.aggregator.steering import end_run, evict_client
 from services.aggregator.store import clients, runs
 from services.aggregator.store.database import Store
@@ -136,13 +137,16 @@ async def test_a_client_that_left_and_returned_is_asked_again(scene: RunScene) -
         assert scene.states() == {"a": "UPDATED", "b": "SELECTED"}
 
 
-async def test_a_silent_client_is_lost_and_not_waited_for(store: Store, tmp_path: Path) -> None:
-    scene = open_scene(tmp_path, store, ArtifactStore(tmp_path), lease_s=1.5)
+async def test_silent_clients_are_lost_and_not_waited_for(store: Store, tmp_path: Path) -> None:
+    times_s = [1000.0]
+    scene = open_scene(tmp_path, store, ArtifactStore(tmp_path), Leases(1.5, lambda: times_s[-1]))
     scene.create(run_config(rounds=1, min_updates=1))
     async with scene.driven():
         await begin_training(scene, "a", "b")
         scene.update("a")
-        await scene.until_round(1, EVALUATING)
+        times_s.append(1002.0)
+        await scene.until(lambda: scene.round().merged_adapter_sha256 != "")
+    assert scene.states() == {"a": "UPDATED", "b": "REPLACED"}
     with store.transaction() as connection:
         assert clients.client_state(connection, name("b")) == run_pb2.Client.STATE_LOST
 
