@@ -32,10 +32,10 @@ async def full(disk: Path) -> AsyncIterator[None]:
 
 async def fill(aggregator: Service, state: Path) -> None:
     """Until the aggregator has said so; nobody else may fail for it."""
-    told = aggregator.log.count("StorageFull")
+    told = aggregator.log.count("no space")
     async with full(state.parent), asyncio.timeout(PATIENCE_S):
         aggregator.signal(signal.SIGCONT)
-        while aggregator.log.count("StorageFull") == told:
+        while aggregator.log.count("no space") == told:
             await asyncio.sleep(0.05)
         await asyncio.sleep(FULL_S)
         assert aggregator.is_running, aggregator.last_words
