@@ -16,6 +16,7 @@ from fednano.wire.artifacts import file_chunks
 from services.aggregator.changes import wait_for
 from services.aggregator.federation import Federation
 from services.aggregator.intake import Intake
+from services.aggregator.labels import check_counts, check_label
 from services.aggregator.store import clients, participants, rounds, runs
 from services.aggregator.store.situations import load_situation
 from services.aggregator.tasks import adapter_spec, directive, next_task
@@ -36,6 +37,8 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
         client_id = check_id(request.client_id, "client_id")
         if request.example_count < 1:
             raise FieldInvalid("example_count must be 1 or more: a client needs examples", field="example_count")
+        check_label(request.display_name, "display_name")
+        check_counts(request.parameter_counts, "parameter_counts")
         with self._federation.store.transaction() as connection:
             name = RunName.parse(request.run, "run").run if request.run else runs.newest_unended_run(connection)
             run = runs.load_run(connection, name)

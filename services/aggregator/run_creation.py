@@ -9,6 +9,7 @@ from fednano.errors import AlreadyExists
 from fednano.names import RunName, check_id
 from fednano.v1 import run_pb2
 from fednano.v1 import run_service_pb2 as pb
+from services.aggregator.labels import check_label
 from services.aggregator.run_config_check import check_config
 from services.aggregator.store import runs
 
@@ -20,6 +21,8 @@ def create_run(connection: Connection, request: pb.CreateRunRequest) -> run_pb2.
     """
     if request.run_id:
         check_id(request.run_id, "run_id")
+    check_label(request.request_id, "request_id")
+    check_label(request.run.display_name, "run.display_name")
     check_config(request.run.config)
     known = runs.find_run_by_request(connection, request.request_id) if request.request_id else None
     if known is not None:

@@ -77,9 +77,10 @@ class RunServicer(pb_grpc.RunServiceServicer):
         run, wanted = RunName.parse(request.parent, "parent").run, page(request.page_size, request.page_token)
         with self._federation.store.transaction() as connection:
             runs.load_run(connection, run)
-            found = rounds.list_rounds(connection, run, after=wanted.after_number(0), limit=wanted.size + 1)
-        shown, token = wanted.cut(found, lambda turn: turn.number)
-        return pb.ListRoundsResponse(rounds=shown, next_page_token=token)
+            shown = rounds.list_rounds(connection, run, after=wanted.after_number(0), limit=wanted.size)
+            newest = rounds.newest_round(connection, run)
+        is_last = newest is None or not shown or shown[-1].number == newest.name.number
+        return pb.ListRoundsResponse(rounds=shown, next_page_token="" if is_last else str(shown[-1].number))
 
     async def GetClient(self, request: pb.GetClientRequest, context: Context) -> pb.GetClientResponse:
         name = ClientName.parse(request.name)

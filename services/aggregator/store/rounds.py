@@ -30,6 +30,10 @@ OVER = (pb.Round.STATE_SUCCEEDED, pb.Round.STATE_FAILED)
 # Between changes of state, the events of a larger round carry one participant each: all of them in each event would
 # make the events of one round grow with the square of its clients.
 SMALL_ROUND = 50
+# Beyond this, no event has them all: a message of four megabytes is refused by most gRPC clients.
+LARGE_ROUND = 2000
+# A page of rounds ends early where it gets larger.
+MAX_PAGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +106,16 @@ def newest_round(connection: Connection, run: str) -> RoundHead | None:
 
 
 def list_rounds(connection: Connection, run: str, *, after: int = -1, limit: int | None = None) -> list[pb.Round]:
-    """The rounds with a number above ``after``, oldest first."""
+    """The rounds with a number above ``after``, oldest first; fewer where these are large, but at least one."""
     later = (ROUNDS.c.run == run) & (ROUNDS.c.number > after)
-    rows = connection.execute(select(ROUNDS).where(later).order_by(ROUNDS.c.number).limit(limit)).all()
-    return [_to_message(row, participations(connection, RoundName(run=run, number=row.number))) for row in rows]
+    found: list[pb.Round] = []
+    size_bytes = 0
+    for row in connection.execute(select(ROUNDS).where(later).order_by(ROUNDS.c.number).limit(limit)).all():
+        found.append(_to_message(row, participations(connection, RoundName(run=run, number=row.number))))
+        size_bytes += found[-1].ByteSize()
+        if size_bytes >= MAX_PAGE_BYTES:
+            break
+    return found
 
 
 def newest_merged_sha256(connection: Connection, run: str) -> str | None:
@@ -149,10 +159,14 @@ def set_merged(
 def announce_round(connection: Connection, name: RoundName, client: ClientName | None = None) -> pb.Round:
     """Adds the round as it is now to the run's events.
 
-    Where only ``client`` has changed and the round is large, the event has just that participant and no metrics.
+    Where only ``client`` has changed and the round is not small, the event has just that participant and no metrics.
+    No event of a very large round has them all.
     """
-    if client is None or participant_count(connection, name) <= SMALL_ROUND:
+    participant_total = participant_count(connection, name)
+    if client is None or participant_total <= SMALL_ROUND:
         message = load_round(connection, name)
+        if participant_total > LARGE_ROUND:
+            message.ClearField("participants")
     else:
         part = find_participation(connection, name, client)
         message = _to_message(_load(connection, name), [part] if part else [])

@@ -62,6 +62,19 @@ def test_an_update_of_a_large_round_tells_of_one_participant_and_the_count(store
         assert len(rounds.set_round_state(connection, ROUND, pb.Round.STATE_MERGING).participants) == SMALL_ROUND + 1
 
 
+def test_a_page_of_large_rounds_ends_early_but_has_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_round(store, 20)
+    with store.transaction() as connection:
+        for number in (2, 3):
+            turn, state = RoundName(run="a", number=number), pb.Round.STATE_TRAINING
+            chosen = [name(0).client]
+            rounds.open_round(connection, turn, state=state, clients=chosen, base_sha256="b" * 64, deadline_s=1.0)
+        assert [turn.number for turn in rounds.list_rounds(connection, "a", limit=10)] == [1, 2, 3]
+        monkeypatch.setattr(rounds, "MAX_PAGE_BYTES", 300)
+        assert [turn.number for turn in rounds.list_rounds(connection, "a", limit=10)] == [1]
+        assert [turn.number for turn in rounds.list_rounds(connection, "a", after=1, limit=10)] == [2, 3]
+
+
 def test_one_batch_of_events_has_a_bounded_size_and_at_least_one(store: Store) -> None:
     with store.transaction() as connection:
         runs.insert_run(connection, "a", "", pb.RunConfig(), "")
