@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 from prometheus_client import Counter
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from fednano.errors import FednanoError, InternalFault, WireError
 from fednano.metrics import Outcome, RpcMetrics
@@ -75,6 +75,8 @@ def _stream(
     inner: Callable[[Any, Context], AsyncIterator[Any]], method: str, metrics: RpcMetrics
 ) -> Callable[[Any, Context], AsyncIterator[Any]]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        # For the rest of this call's task, which is its own.
+        bind_contextvars(**_names(request))
         with metrics.call(method) as outcome:
             try:
                 async for response in inner(request, context):

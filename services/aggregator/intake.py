@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from sqlalchemy import Connection
+from structlog.contextvars import bind_contextvars
 
 from fednano.errors import (
     AlreadyExists,
@@ -57,6 +58,8 @@ class Intake:
         if first is None or first.WhichOneof("frame") != "header":
             raise StreamMalformed("an update begins with its header: send it first")
         offer = read_offer(first.header)
+        # For the rest of this call's task, the refusal's line too.
+        bind_contextvars(run=str(offer.name.parent), round=str(offer.name), client=str(offer.client))
         count = await self._noting_refusal(offer, self._take(frames, offer))
         self._federation.changes.notify(offer.name.run)
         return count

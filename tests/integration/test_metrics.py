@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc.aio
+import pytest
 import torch
 from aggregator_process import AggregatorProcess, RandomClient, connect, run_config
 from prometheus_client.parser import text_string_to_metric_families
@@ -102,6 +104,28 @@ async def test_the_aggregators_runs_survive_a_restart_in_its_metrics(tmp_path: P
         assert value(samples, "fednano_merge_seconds_count") == 2
         assert value(samples, "fednano_events_total") > 8
         assert value(samples, "fednano_store_up") == 1
+
+
+async def test_a_refused_update_is_counted_by_its_reason_and_logged_with_its_names(tmp_path: Path) -> None:
+    at = free_address()
+    process = AggregatorProcess(tmp_path / "state", "--metrics-listen", at)
+    async with connect(await process.start()) as channel:
+        run = run_pb2.Run(config=run_config(clients=1, min_updates=1))
+        await RunServiceStub(channel).CreateRun(run_service_pb2.CreateRunRequest(run_id="a", run=run), timeout=10)
+        client = RandomClient(channel, "client-1", tmp_path)
+        await client.join()
+        await client.evaluate((await client.poll()).evaluate)
+        task = (await client.poll()).train
+        with pytest.raises(grpc.aio.AioRpcError):
+            await client.train(task, spoil=float("nan"))
+    samples = await asyncio.to_thread(scrape, at)
+    process.kill(signal.SIGTERM)
+    labels = {"service": "fednano.v1.AggregatorService", "method": "UploadUpdate", "reason": "UPDATE_INVALID"}
+    assert value(samples, "fednano_rpc_refused_total", **labels) == 1
+    assert value(samples, "fednano_updates_accepted_total") == 0
+    refused = events(tmp_path / "state.log")["call_refused"]
+    names = {"run": "runs/a", "round": "runs/a/rounds/1", "client": "runs/a/clients/client-1"}
+    assert {name: refused[name] for name in names} == names
 
 
 def test_the_server_counts_sessions_passes_and_tokens(tmp_path: Path) -> None:
