@@ -1,12 +1,13 @@
 """The frozen language half: embeddings in, hidden states or logits out, over packed sequences.
 
-Dimensions: S tokens of a packed batch, B sequences, N output positions, D hidden size, V vocabulary.
+Dimensions: S tokens of a packed batch, B sequences, N output positions, D hidden size, V vocabulary, M output
+positions of several batches with their padding.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ from transformers import AutoModelForCausalLM
 from fednano.errors import FieldInvalid, ModelInvalid
 from fednano.model.attention import NAME, PackedCache
 from fednano.model.manifest import Manifest, language_digest, read_manifest
-
-OutputKind = Literal["hidden_states", "logits"]
+from fednano.model.packing import DEFAULT_ROW_TILE, JoinedPass, OutputKind, Passage, join
 
 
 @dataclass(kw_only=True)
@@ -33,11 +33,15 @@ class LanguageModel:
     def __init__(self, model: Any, manifest: Manifest) -> None:
         self._model = model
         self.manifest = manifest
+        # The same for every pass, alone or joined with others: see fednano.model.packing.
+        self.row_tile = DEFAULT_ROW_TILE
         self.hidden_size = manifest.hidden_size
         self.vocab_size = manifest.vocab_size
         self.max_sequence_length = int(model.config.max_position_embeddings)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
+        tensors = [*model.parameters(), *model.buffers()]
+        self._weight_addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
     def forward(
         self,
@@ -47,10 +51,29 @@ class LanguageModel:
         output_kind: OutputKind,
     ) -> Tensor:
         """Outputs [N, D] or [N, V] at positions of the packed batch; autograd reaches the inputs, never the weights."""
-        position_ids_S = _positions([0] * len(sequence_lengths), sequence_lengths)
-        return self._pass(
-            inputs_embeds_SD, position_ids_S, sequence_lengths, sequence_lengths, output_positions, output_kind, None
+        passage = Passage(
+            inputs_embeds_SD=inputs_embeds_SD,
+            sequence_lengths=tuple(sequence_lengths),
+            output_positions=tuple(output_positions),
         )
+        joined = join([passage], output_kind, self.row_tile)
+        return self.forward_rows(joined, joined.inputs_embeds_PD, output_kind)[joined.output_ranges[0]]
+
+    def forward_rows(self, joined: JoinedPass, inputs_embeds_PD: Tensor, output_kind: OutputKind) -> Tensor:
+        """Outputs [M, D] or [M, V] of all passages; each one's rows have the bits that ``forward`` gives it alone.
+
+        ``inputs_embeds_PD`` are those of ``joined``, or a leaf of their values.
+        """
+        lengths, positions_M = joined.sequence_lengths, joined.output_positions
+        return self._pass(inputs_embeds_PD, joined.position_ids_P, lengths, lengths, positions_M, output_kind, None)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` shares its memory with a weight, and so costs nothing to keep."""
+        return tensor.untyped_storage().data_ptr() in self._weight_addresses
+
+    @property
+    def layer_count(self) -> int:
+        return int(self._model.config.num_hidden_layers)
 
     def start_decoding(self) -> DecodingState:
         return DecodingState()

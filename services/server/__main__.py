@@ -14,6 +14,7 @@ from fednano.model.manifest import resolve_model
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
 from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server
+from services.server.exactness import exact_row_tile
 from services.server.metrics import ServerMetrics
 from services.server.model_thread import ModelThread
 from services.server.servicer import SERVICE, SplitServicer
@@ -48,6 +49,7 @@ async def serve(settings: ServerSettings) -> None:
         try:
             # Not in the model's thread, whose deadline is that of a pass: a large model takes minutes to read.
             model = await asyncio.to_thread(_load, settings)
+            settings = await asyncio.to_thread(_with_batching, settings, model)
             log.info("starting", settings=settings.shown())
             servicer = SplitServicer(model, thread, settings)
             async with serving(
@@ -69,6 +71,21 @@ def _load(settings: ServerSettings) -> LanguageModel:
     model = load_language_model(folder, getattr(torch, settings.compute_type), settings.device)
     log.info("model_loaded", model=model.manifest.model, digest=model.manifest.digest, device=str(model.device))
     return model
+
+
+def _with_batching(settings: ServerSettings, model: LanguageModel) -> ServerSettings:
+    """What ``auto`` and ``exact`` come to with this model on this machine; ``off`` without a row tile that is exact."""
+    # In this thread: bits depend on how many there are.
+    torch.set_num_threads(settings.threads)
+    wished = settings.batching
+    if wished == "auto":
+        wished = "exact" if model.device.type == "cpu" else "close"
+    if wished == "exact":
+        tile = exact_row_tile(model)
+        wished = "off" if tile is None else wished
+        model.row_tile = tile or model.row_tile
+    log.info("batching", asked=settings.batching, chosen=wished, row_tile=model.row_tile)
+    return settings.model_copy(update={"batching": wished})
 
 
 if __name__ == "__main__":

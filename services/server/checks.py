@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from fednano.errors import FieldInvalid, ModelDigestMismatch, StreamMalformed
-from fednano.model.language import LanguageModel, OutputKind
+from fednano.model.language import LanguageModel
+from fednano.model.packing import OutputKind
 from fednano.names import RunName
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import tensor_pb2 as tpb
@@ -60,6 +61,15 @@ def check_embeds(spec: tpb.TensorSpec, hidden_size: int, max_pass_tokens: int) -
         raise FieldInvalid(message, field=field)
     check_spec(spec, max_bytes=spec.shape[0] * hidden_size * _WIDEST_ELEMENT_BYTES)
     return int(spec.shape[0])
+
+
+def step_bytes(step: pb.ForwardStep, model: LanguageModel) -> int:
+    """What a checked step takes in until it is done: its inputs, and its gradient where one will follow."""
+    width = model.vocab_size if step.output_kind == pb.OUTPUT_KIND_LOGITS else model.hidden_size
+    elements = step.inputs_embeds.shape[0] * model.hidden_size
+    if step.requires_grad:
+        elements += len(step.output_positions) * width
+    return elements * _WIDEST_ELEMENT_BYTES
 
 
 def check_gradient(spec: tpb.TensorSpec, shape: Sequence[int]) -> None:

@@ -3,14 +3,16 @@
 from structlog.contextvars import bind_contextvars
 
 from fednano.errors import FieldInvalid, StreamMalformed
-from fednano.model.language import LanguageModel, OutputKind, check_decoding_lengths
+from fednano.model.language import LanguageModel, check_decoding_lengths
+from fednano.model.packing import OutputKind
 from fednano.telemetry import get_logger
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import tensor_pb2 as tpb
 from services.server import checks
 from services.server.frames import Frames, chunks_of
-from services.server.model_thread import ModelThread
 from services.server.passes import Encoded, finite_tensor, run_decode
+from services.server.requests import LoneRequest
+from services.server.seat import Seat
 from services.server.settings import ServerSettings
 
 log = get_logger("server.decoding")
@@ -21,12 +23,10 @@ DecodeFrames = Frames[pb.DecodeRequest, pb.DecodeResponse]
 class DecodeSession:
     """The caches of one client's answers live here until the stream ends."""
 
-    def __init__(
-        self, frames: DecodeFrames, model: LanguageModel, thread: ModelThread, settings: ServerSettings
-    ) -> None:
+    def __init__(self, frames: DecodeFrames, model: LanguageModel, seat: Seat, settings: ServerSettings) -> None:
         self._frames = frames
         self._model = model
-        self._thread = thread
+        self._seat = seat
         self._settings = settings
         self._encoding: tpb.Encoding.ValueType = tpb.ENCODING_RAW
         self._state = model.start_decoding()
@@ -50,10 +50,16 @@ class DecodeSession:
 
     async def _step(self, step: pb.DecodeStep) -> None:
         kind = self._check(step)
-        payload = await self._frames.payload(step.inputs_embeds)
-        spec, encoded = await self._thread.run(
-            lambda: self._run(step, payload, kind), kind="decode", tokens=sum(step.sequence_lengths)
-        )
+        tokens = sum(step.sequence_lengths)
+        with self._seat.room(step.inputs_embeds.size_bytes):
+            payload = await self._frames.payload(step.inputs_embeds)
+            request = LoneRequest(
+                client=self._seat.client,
+                token_count=tokens,
+                run=lambda: self._run(step, payload, kind),
+                kind="decode",
+            )
+            spec, encoded = await self._seat.alone(request)
         await self._frames.send(pb.DecodeResponse(result=pb.DecodeResult(output=spec)))
         for chunk in chunks_of(encoded):
             await self._frames.send(pb.DecodeResponse(chunk=chunk))

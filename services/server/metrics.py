@@ -29,7 +29,7 @@ class ServerMetrics:
             registry=registry,
         )
         self.queue_length = Gauge(
-            "fednano_server_queue_length", "Passes that wait for the model or are in it.", registry=registry
+            "fednano_server_queue_length", "Requests that wait for the model or are in it.", registry=registry
         )
 
     @contextmanager

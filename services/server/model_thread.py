@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -34,20 +34,15 @@ class ModelThread:
         """
         if not self._places.acquire(blocking=False):
             raise ServerBusy("the model's queue is full: try again in a moment")
-        self.metrics.queue_length.inc()
         future = self._executor.submit(self.metrics.timed(work, kind, tokens))
         # Also after a caller has gone: the place is taken until the work is done or was never begun.
-        future.add_done_callback(self._release)
+        future.add_done_callback(lambda _: self._places.release())
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             message = f"the model gave no answer in {self._timeout_s:g} s: send smaller passes, or try again later"
             raise NoProgress(message) from None
-
-    def _release(self, _: Future[ResultT]) -> None:
-        self.metrics.queue_length.dec()
-        self._places.release()
 
     def close(self) -> None:
         """Drops what waits; what runs ends in its own time."""

@@ -1,6 +1,6 @@
 """SplitService between gRPC and the sessions; it translates and decides nothing but how many streams are open."""
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,8 +14,13 @@ from fednano.v1 import split_service_pb2_grpc as rpc
 from fednano.v1 import tensor_pb2 as tpb
 from services.server.decoding import DecodeSession
 from services.server.frames import Frames
+from services.server.graph_memory import GraphMemory
+from services.server.input_budget import InputBudget
+from services.server.memory_budget import graph_budget_bytes, guessed_row_bytes, input_budget_bytes
 from services.server.metrics import SessionKind
 from services.server.model_thread import ModelThread
+from services.server.scheduler import Scheduler, SchedulerTerms
+from services.server.seat import Seat
 from services.server.session import StepSession
 from services.server.settings import ServerSettings
 
@@ -34,8 +39,12 @@ class SplitServicer(rpc.SplitServiceServicer):
 
     def __init__(self, model: LanguageModel, thread: ModelThread, settings: ServerSettings) -> None:
         self._model = model
-        self._thread = thread
         self._settings = settings
+        self._metrics = thread.metrics
+        self._inputs = InputBudget(_given(settings.input_memory_bytes, input_budget_bytes()))
+        graph_bytes = _given(settings.graph_memory_bytes, graph_budget_bytes(model))
+        memory = GraphMemory(graph_bytes, guessed_row_bytes(model))
+        self._scheduler = Scheduler(model, thread, memory, scheduler_terms(settings))
         self._open_streams = 0
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
@@ -57,8 +66,8 @@ class SplitServicer(rpc.SplitServiceServicer):
         self, request_iterator: AsyncIterable[pb.StreamStepsRequest], context: Context
     ) -> AsyncIterator[pb.StreamStepsResponse]:
         frames: Frames[pb.StreamStepsRequest, pb.StreamStepsResponse] = self._frames(request_iterator, context)
-        async with self._stream(frames, "steps"):
-            await StepSession(frames, self._model, self._thread, self._settings).run()
+        async with self._stream(frames, "steps"), self._seat(context) as seat:
+            await StepSession(frames, self._model, seat, self._settings).run()
         # The session has written every response itself, each under a deadline, which a yield could not have.
         left: tuple[pb.StreamStepsResponse, ...] = ()
         for response in left:
@@ -68,8 +77,8 @@ class SplitServicer(rpc.SplitServiceServicer):
         self, request_iterator: AsyncIterable[pb.DecodeRequest], context: Context
     ) -> AsyncIterator[pb.DecodeResponse]:
         frames: Frames[pb.DecodeRequest, pb.DecodeResponse] = self._frames(request_iterator, context)
-        async with self._stream(frames, "decode"):
-            await DecodeSession(frames, self._model, self._thread, self._settings).run()
+        async with self._stream(frames, "decode"), self._seat(context) as seat:
+            await DecodeSession(frames, self._model, seat, self._settings).run()
         left: tuple[pb.DecodeResponse, ...] = ()
         for response in left:
             yield response
@@ -79,16 +88,45 @@ class SplitServicer(rpc.SplitServiceServicer):
         return Frames(requests, context, progress_s=progress_s, idle_s=idle_s)
 
     @asynccontextmanager
+    async def _seat(self, context: Context) -> AsyncIterator[Seat]:
+        seat = Seat(self._scheduler, self._inputs, _client(context))
+        with self._scheduler.session():
+            try:
+                yield seat
+            finally:
+                seat.close()
+
+    @asynccontextmanager
     async def _stream(self, frames: Frames[Any, Any], kind: SessionKind) -> AsyncIterator[None]:
         if self._open_streams >= self._settings.max_sessions:
             await frames.linger()
             raise ServerBusy(f"{self._open_streams} streams are open, which is this server's bound", retry_after_s=5.0)
         self._open_streams += 1
         try:
-            with self._thread.metrics.session(kind):
+            with self._metrics.session(kind):
                 yield
         except WireError:
             await frames.linger()
             raise
         finally:
             self._open_streams -= 1
+
+
+def scheduler_terms(settings: ServerSettings) -> SchedulerTerms:
+    return SchedulerTerms(
+        joins=settings.batching != "off",
+        window_s=settings.join_window_s,
+        max_joined_tokens=settings.max_joined_tokens,
+        max_waiting=settings.max_queued_passes,
+        timeout_s=settings.pass_timeout_s,
+    )
+
+
+def _client(context: Context) -> Hashable:
+    """Whom fairness is owed to: who a certificate says it is, otherwise the connection."""
+    identities = context.peer_identities()
+    return tuple(identities) if identities else context.peer()
+
+
+def _given(asked: int | None, otherwise: int) -> int:
+    return otherwise if asked is None else asked

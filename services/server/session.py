@@ -6,15 +6,15 @@ Any frame that does not fit ends the session with the error that says why; no ot
 from structlog.contextvars import bind_contextvars
 
 from fednano.errors import FieldInvalid, StepUnknown, StreamMalformed, TooManyPendingSteps
-from fednano.model.language import LanguageModel, OutputKind
+from fednano.model.language import LanguageModel
 from fednano.telemetry import get_logger
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import tensor_pb2 as tpb
-from fednano.wire.tensors import encode_tensor
 from services.server import checks
 from services.server.frames import Frames, chunks_of
-from services.server.model_thread import ModelThread
-from services.server.passes import Encoded, PendingStep, finite_tensor, run_backward, run_forward
+from services.server.passes import Arrived, BackwardWork, ForwardWork
+from services.server.requests import BackwardRequest, ForwardRequest
+from services.server.seat import Seat
 from services.server.settings import ServerSettings
 
 log = get_logger("server.session")
@@ -23,15 +23,14 @@ StepFrames = Frames[pb.StreamStepsRequest, pb.StreamStepsResponse]
 
 
 class StepSession:
-    """The graphs of one client live here, and nowhere else, until the stream ends."""
+    """The steps of one client live at its seat, and nowhere else, until the stream ends."""
 
-    def __init__(self, frames: StepFrames, model: LanguageModel, thread: ModelThread, settings: ServerSettings) -> None:
+    def __init__(self, frames: StepFrames, model: LanguageModel, seat: Seat, settings: ServerSettings) -> None:
         self._frames = frames
         self._model = model
-        self._thread = thread
+        self._seat = seat
         self._settings = settings
         self._encoding: tpb.Encoding.ValueType = tpb.ENCODING_RAW
-        self._pending: dict[int, PendingStep] = {}
         self._last_step_id: int | None = None
 
     async def run(self) -> None:
@@ -48,7 +47,7 @@ class StepSession:
         await self._frames.send(pb.StreamStepsResponse(session_opened=answer))
         while (request := await self._frames.next_header()) is not None:
             await self._handle(request)
-        log.info("session_closed", pending=len(self._pending))
+        log.info("session_closed", pending=self._seat.pending_count)
 
     async def _handle(self, request: pb.StreamStepsRequest) -> None:
         match request.WhichOneof("frame"):
@@ -57,19 +56,27 @@ class StepSession:
             case "backward":
                 await self._backward(request.backward)
             case "discard":
-                self._pending.pop(request.discard.step_id, None)
+                self._seat.discard(request.discard.step_id)
             case other:
                 raise StreamMalformed(f"{other or 'an empty frame'} came where a step's header was due")
 
     async def _forward(self, step: pb.ForwardStep) -> None:
         kind = checks.check_forward(step, self._model, self._settings.max_pass_tokens)
         self._check_place(step)
+        self._seat.admit(step.step_id, checks.step_bytes(step, self._model))
         payload = await self._frames.payload(step.inputs_embeds)
-        pending, (spec, encoded) = await self._thread.run(
-            lambda: self._run_forward(step, payload, kind), kind="forward", tokens=sum(step.sequence_lengths)
+        request = ForwardRequest(
+            client=self._seat.client,
+            token_count=step.inputs_embeds.shape[0],
+            work=ForwardWork(
+                inputs_embeds=Arrived(spec=step.inputs_embeds, payload=payload, encoding=self._encoding),
+                sequence_lengths=tuple(step.sequence_lengths),
+                output_positions=tuple(step.output_positions),
+            ),
+            output_kind=kind,
+            keeps_graph=step.requires_grad,
         )
-        if step.requires_grad:
-            self._pending[step.step_id] = pending
+        spec, encoded = await self._seat.forward(step.step_id, request)
         result = pb.ForwardResult(step_id=step.step_id, output=spec)
         await self._answer(pb.StreamStepsResponse(forward_result=result), encoded)
 
@@ -79,29 +86,22 @@ class StepSession:
             raise FieldInvalid(message, field="step_id")
         self._last_step_id = step.step_id
         bound = self._settings.max_pending_steps
-        if step.requires_grad and len(self._pending) >= bound:
+        if step.requires_grad and self._seat.pending_count >= bound:
             message = f"{bound} forward passes await their backward pass: send it, or discard one, before the next"
             raise TooManyPendingSteps(message, max_pending_steps=str(bound))
 
-    def _run_forward(self, step: pb.ForwardStep, payload: bytearray, kind: OutputKind) -> tuple[PendingStep, Encoded]:
-        inputs_embeds_SD = finite_tensor(step.inputs_embeds, payload, "inputs_embeds")
-        lengths, positions = tuple(step.sequence_lengths), tuple(step.output_positions)
-        pending = run_forward(self._model, inputs_embeds_SD, lengths, positions, kind, step.requires_grad)
-        return pending, encode_tensor(pending.outputs_N, self._encoding)
-
     async def _backward(self, step: pb.BackwardStep) -> None:
-        pending = self._pending.get(step.step_id)
-        if pending is None:
+        kept = self._seat.pending(step.step_id)
+        if kept is None:
             message = f"no forward pass {step.step_id} awaits its backward pass: run the step again from its start"
             raise StepUnknown(message, step_id=str(step.step_id))
-        checks.check_gradient(step.grad_output, pending.outputs_N.shape)
+        checks.check_gradient(step.grad_output, kept.output_shape)
         payload = await self._frames.payload(step.grad_output)
-        del self._pending[step.step_id]
-        spec, encoded = await self._thread.run(
-            lambda: run_backward(pending, step.grad_output, payload, self._encoding),
-            kind="backward",
-            tokens=len(pending.inputs_embeds_SD),
+        gradient = Arrived(spec=step.grad_output, payload=payload, encoding=self._encoding)
+        request = BackwardRequest(
+            client=self._seat.client, token_count=kept.token_count, work=BackwardWork(step=kept, gradient=gradient)
         )
+        spec, encoded = await self._seat.backward(step.step_id, request)
         result = pb.BackwardResult(step_id=step.step_id, grad_inputs_embeds=spec)
         await self._answer(pb.StreamStepsResponse(backward_result=result), encoded)
 

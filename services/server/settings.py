@@ -15,8 +15,23 @@ class ServerSettings(ServiceSettings):
     compute_type: Literal["float32", "float16", "bfloat16"] = Field("float32", description="type the model computes in")
     threads: int = Field(1, ge=1, le=1024, description="CPU threads of a pass")
     max_pass_tokens: int = Field(16_384, ge=1, description="most tokens of a pass, and of one stream's decoding caches")
+    batching: Literal["auto", "exact", "close", "off"] = Field(
+        "auto",
+        description="whether clients share passes: exact where nobody's bits change by it, which is tried at start; "
+        "close also where they do, by rounding; auto is exact on a CPU and close elsewhere",
+    )
+    max_joined_tokens: int = Field(4096, ge=1, description="most tokens of a pass that several clients share")
+    join_window_s: float = Field(
+        0.002, ge=0, le=1, description="seconds a pass may wait for more members while other sessions are open"
+    )
+    graph_memory_bytes: int | None = Field(
+        None, ge=0, description="most bytes of graphs that await their backward pass; half of the free memory if unset"
+    )
+    input_memory_bytes: int | None = Field(
+        None, ge=0, description="most bytes of clients' tensors taken in; an eighth of the free host memory if unset"
+    )
     max_pending_steps: int = Field(4, ge=1, description="most forward passes of a session that await their backward")
-    max_queued_passes: int = Field(64, ge=1, description="most passes, over all sessions, that wait for the model")
+    max_queued_passes: int = Field(64, ge=1, description="most requests, over all sessions, that wait for the model")
     max_sessions: int = Field(64, ge=1, description="most streams open at one time")
     pass_timeout_s: float = Field(300.0, gt=0, description="seconds a pass may take, waiting for the model included")
     progress_timeout_s: float = Field(30.0, gt=0, description="seconds between two chunks of one tensor")

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from fednano.errors import FieldInvalid, ModelInvalid
-from fednano.model.language import LanguageModel, OutputKind, load_language_model
+from fednano.model.language import LanguageModel, load_language_model
+from fednano.model.packing import OutputKind
 
 NANO = Path(__file__).resolve().parents[3] / "fednano" / "model" / "presets" / "nano" / "server"
 LENGTHS = (7, 1, 30, 12)

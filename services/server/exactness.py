@@ -1,0 +1,70 @@
+"""Whether sharing a pass changes bits on this build of torch, with this model: found by trying, once, at start.
+
+S: tokens of a packed batch   D: hidden size   N: output positions   V: vocabulary
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fednano.model.language import LanguageModel
+from fednano.model.packing import OutputKind, Passage
+from services.server.passes import run_group
+
+ROW_TILES = (8, 16, 32, 64)
+# Fewer rows than any tile, a row more than a tile, ragged sequences, and enough rows for a kernel's widest blocks.
+_LENGTHS: tuple[tuple[int, ...], ...] = ((3,), (1,), (9, 24), (40, 5, 31), (17,))
+_KINDS: tuple[OutputKind, ...] = ("hidden_states", "logits")
+
+
+def exact_row_tile(model: LanguageModel) -> int | None:
+    """The least tile with which every passage has the same bits alone and among others; None if none of those tried.
+
+    Leaves the model with the tile that it had.
+    """
+    before = model.row_tile
+    try:
+        for tile in ROW_TILES:
+            model.row_tile = tile
+            if all(_is_exact(model, kind) for kind in _KINDS):
+                return tile
+        return None
+    finally:
+        model.row_tile = before
+
+
+def _is_exact(model: LanguageModel, kind: OutputKind) -> bool:
+    passages = _passages(model)
+    together = _both_passes(model, passages, kind)
+    alone = [_both_passes(model, [passage], kind)[0] for passage in passages]
+    return all(torch.equal(a, b) for pair in zip(together, alone, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def _passages(model: LanguageModel) -> list[Passage]:
+    generator = torch.Generator().manual_seed(0)
+    passages = []
+    for wished in _LENGTHS:
+        lengths = tuple(min(length, model.max_sequence_length) for length in wished)
+        inputs_embeds_SD = torch.randn(sum(lengths), model.hidden_size, generator=generator)
+        passages.append(
+            Passage(
+                inputs_embeds_SD=inputs_embeds_SD.to(model.device, model.dtype),
+                sequence_lengths=lengths,
+                output_positions=tuple(range(0, sum(lengths), 3)),
+            )
+        )
+    return passages
+
+
+def _both_passes(model: LanguageModel, passages: Sequence[Passage], kind: OutputKind) -> list[tuple[Tensor, Tensor]]:
+    """Outputs [N, D] or [N, V] and gradients of the inputs [S, D] of each passage."""
+    graph = run_group(model, passages, kind, keeps_graph=True)
+    grad_output_M = torch.zeros_like(graph.outputs_M)
+    for output_range in graph.joined.output_ranges:
+        # The same for a passage wherever it stands, and different in every place of it.
+        rows = grad_output_M[output_range]
+        rows.copy_(torch.linspace(-1, 1, rows.numel()).reshape(rows.shape))
+    (grad_inputs_PD,) = torch.autograd.grad(graph.outputs_M, graph.inputs_embeds_PD, grad_output_M)
+    ranges = zip(graph.joined.output_ranges, graph.joined.input_ranges, strict=True)
+    return [(graph.outputs_M.detach()[outputs], grad_inputs_PD[inputs]) for outputs, inputs in ranges]

@@ -1,0 +1,102 @@
+"""The graphs of forward passes that await their backward pass, within a number of bytes.
+
+P: rows of a joined pass   M: output positions of a joined pass   D: hidden size
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fednano.model.packing import JoinedPass, OutputKind, Passage
+
+
+@dataclass(eq=False, kw_only=True)
+class KeptStep:
+    """A forward pass that awaits its backward pass: enough to do it again, and its graph as long as there is room."""
+
+    passage: Passage
+    output_kind: OutputKind
+    output_shape: tuple[int, int]
+    graph: "GroupGraph | None" = None
+
+    @property
+    def token_count(self) -> int:
+        return len(self.passage.inputs_embeds_SD)
+
+    def forget_graph(self) -> None:
+        """Takes the step out of its group, which then waits for it no more."""
+        if self.graph is not None:
+            self.graph.members.pop(self, None)
+            self.graph = None
+
+
+@dataclass(eq=False, kw_only=True)
+class GroupGraph:
+    """What autograd kept of one joined pass. ``members`` are those that still await their backward pass."""
+
+    joined: JoinedPass
+    inputs_embeds_PD: Tensor
+    outputs_M: Tensor
+    size_bytes: int
+    # The time of the forward pass: doing it again would take about as long.
+    forward_s: float
+    # Each with its place in ``joined``.
+    members: dict[KeptStep, int]
+
+
+class GraphMemory:
+    """Keeps graphs until they are used, nobody awaits them, or younger ones need their room: then the oldest go."""
+
+    def __init__(self, budget_bytes: int, first_row_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        # Oldest first.
+        self._graphs: dict[GroupGraph, None] = {}
+        # The most that a row has been seen to take; a guess until a pass was measured.
+        self._row_bytes = first_row_bytes
+        self._measured = False
+        self.retained_bytes = 0
+        self.dropped_count = 0
+
+    def fits(self, row_count: int) -> bool:
+        """Whether a pass of so many rows may keep its graph at all."""
+        return row_count * self._row_bytes <= self._budget_bytes
+
+    def make_room(self, row_count: int) -> None:
+        """Drops the oldest graphs until a pass of so many rows has room beside the others, or none is left."""
+        self._shrink_to(self._budget_bytes - row_count * self._row_bytes)
+
+    def keep(self, graph: GroupGraph) -> None:
+        self.learn(len(graph.inputs_embeds_PD), graph.size_bytes)
+        self._graphs[graph] = None
+        self.retained_bytes += graph.size_bytes
+        self._shrink_to(self._budget_bytes)
+
+    def learn(self, row_count: int, size_bytes: int) -> None:
+        """Notes what a pass took."""
+        row_bytes = -(-size_bytes // row_count)
+        self._row_bytes = max(row_bytes, self._row_bytes) if self._measured else row_bytes
+        self._measured = True
+
+    def release(self, step: KeptStep) -> None:
+        """The step needs its graph no more; a graph that no step needs is freed."""
+        graph = step.graph
+        step.forget_graph()
+        if graph is not None and not graph.members:
+            self.drop(graph)
+
+    def drop(self, graph: GroupGraph) -> None:
+        """Frees a graph; its members will be computed again from their inputs."""
+        for step in list(graph.members):
+            step.forget_graph()
+        if graph in self._graphs:
+            del self._graphs[graph]
+            self.retained_bytes -= graph.size_bytes
+
+    def drop_all(self) -> None:
+        for graph in list(self._graphs):
+            self.drop(graph)
+
+    def _shrink_to(self, limit_bytes: int) -> None:
+        while self._graphs and self.retained_bytes > limit_bytes:
+            self.drop(next(iter(self._graphs)))
+            self.dropped_count += 1

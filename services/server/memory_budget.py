@@ -1,0 +1,59 @@
+"""How much memory there is to give, where the operator did not say."""
+
+from pathlib import Path
+
+import torch
+
+from fednano.model.language import LanguageModel
+
+# Of what is free once the model is loaded: the rest is for the pass that runs, for frames under way, for others.
+GRAPHS_SHARE = 0.5
+INPUTS_SHARE = 0.125
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP_MAX = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_CURRENT = Path("/sys/fs/cgroup/memory.current")
+# Where a system tells nothing of its memory.
+_CAUTIOUS_BYTES = 1 << 30
+# Tensors as wide as the hidden size that a usual layer keeps of a row, the wider ones counted by their width.
+_KEPT_WIDTHS_PER_LAYER = 32
+
+
+def graph_budget_bytes(model: LanguageModel) -> int:
+    """Graphs live where the model computes."""
+    if model.device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(model.device)
+        return int(GRAPHS_SHARE * free_bytes)
+    return int(GRAPHS_SHARE * free_host_bytes())
+
+
+def input_budget_bytes() -> int:
+    """Inputs live in the host's memory, wherever the model computes."""
+    return int(INPUTS_SHARE * free_host_bytes())
+
+
+def guessed_row_bytes(model: LanguageModel) -> int:
+    """What the graph of one token takes, until a pass was measured: rather too much."""
+    return _KEPT_WIDTHS_PER_LAYER * model.layer_count * model.hidden_size * model.dtype.itemsize
+
+
+def free_host_bytes() -> int:
+    """The least of what the machine and this process's control group have left."""
+    bounds = [_machine_bytes(), _cgroup_bytes()]
+    return min((bound for bound in bounds if bound is not None), default=_CAUTIOUS_BYTES)
+
+
+def _machine_bytes() -> int | None:
+    if not _MEMINFO.is_file():
+        return None
+    for line in _MEMINFO.read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    return None
+
+
+def _cgroup_bytes() -> int | None:
+    if not (_CGROUP_MAX.is_file() and _CGROUP_CURRENT.is_file()):
+        return None
+    limit = _CGROUP_MAX.read_text().strip()
+    return max(int(limit) - int(_CGROUP_CURRENT.read_text()), 0) if limit.isdecimal() else None

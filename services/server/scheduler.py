@@ -1,0 +1,136 @@
+"""Between the sessions and the model's thread: which requests make the next pass, and when it is worth a wait.
+
+A pass has the waiting requests of one kind, of any clients, in the order of a deficit round robin, up to a number of
+tokens. Whatever it has, each member gets the bits that it would get alone (see fednano.model.packing).
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fednano.errors import NoProgress, ServerBusy
+from fednano.model.language import LanguageModel
+from services.server.dispatch import Dispatch
+from services.server.fair_queue import FairQueue
+from services.server.graph_memory import GraphMemory, KeptStep
+from services.server.model_thread import ModelThread
+from services.server.requests import AnswerT, AnyRequest, Request
+from services.server.waiting import Waiting
+
+# Small against a pass, for then who asks for little is served early; it bounds nothing else.
+QUANTUM_TOKENS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerTerms:
+    """``joins`` false runs every request by itself."""
+
+    joins: bool
+    window_s: float
+    max_joined_tokens: int
+    max_waiting: int
+    timeout_s: float
+
+
+class Scheduler:
+    """For one event loop, which runs all of it but the passes themselves."""
+
+    def __init__(self, model: LanguageModel, thread: ModelThread, memory: GraphMemory, terms: SchedulerTerms) -> None:
+        self._terms = terms
+        self._memory = memory
+        self._metrics = thread.metrics
+        self._dispatch = Dispatch(model, thread, memory)
+        self._queue: FairQueue[AnyRequest] = FairQueue(QUANTUM_TOKENS)
+        self._sessions = 0
+        self._arrived = asyncio.Event()
+        # Alive while anything waits; it ends by itself, for every session that ends takes its request away.
+        self._runner: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Counts a session, for which others may be worth waiting."""
+        self._sessions += 1
+        try:
+            yield
+        finally:
+            self._sessions -= 1
+            self._arrived.set()
+
+    def check_place(self) -> None:
+        """Raises ServerBusy where no more requests may wait."""
+        if len(self._queue) >= self._terms.max_waiting:
+            raise ServerBusy("the model's queue is full: try again in a moment")
+
+    async def ask(self, request: Request[AnswerT]) -> AnswerT:
+        """The answer, or the refusal. Raises ServerBusy at once where the queue is full, NoProgress after the bound.
+
+        Where the caller is cancelled, the request is withdrawn: it is not begun, and nobody waits for it.
+        """
+        self.check_place()
+        self._queue.push(request)
+        self._metrics.queue_length.inc()
+        self._arrived.set()
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run(), name="scheduler")
+        try:
+            async with asyncio.timeout(self._terms.timeout_s):
+                return await request.answer
+        except TimeoutError:
+            message = f"no answer in {self._terms.timeout_s:g} s: send smaller passes, or try again later"
+            raise NoProgress(message) from None
+        finally:
+            self._queue.remove(request)
+            self._metrics.queue_length.dec()
+            self._arrived.set()
+
+    def forget(self, step: KeptStep) -> None:
+        """The step gets no backward pass: its group waits for it no more."""
+        self._memory.release(step)
+        self._arrived.set()
+
+    async def _run(self) -> None:
+        while len(self._queue):
+            self._arrived.clear()
+            taken = self._take()
+            if taken:
+                await self._dispatch.run(taken)
+                continue
+            waiting = self._waiting()
+            ready_at_s = min(waiting.ready_at_s(request) for request in self._queue)
+            await _wait(self._arrived, max(ready_at_s - self._now_s(), 0.0))
+
+    def _take(self) -> list[AnyRequest]:
+        """The members of the next pass; none where it is better to wait."""
+        now_s, waiting = self._now_s(), self._waiting()
+
+        def accepts(request: AnyRequest, taken: list[AnyRequest]) -> bool:
+            if not taken:
+                return waiting.ready_at_s(request) <= now_s
+            return self._terms.joins and self._has_room(request, taken) and waiting.may_join(request, taken[0])
+
+        taken = self._queue.take(accepts)
+        # A pass over a retained graph costs the same however many of its members are there.
+        for request in waiting.rest_of_group(taken):
+            self._queue.take_out_of_turn(request)
+            taken.append(request)
+        return taken
+
+    def _has_room(self, request: AnyRequest, taken: list[AnyRequest]) -> bool:
+        tokens = sum(member.token_count for member in taken) + request.token_count
+        return tokens <= self._terms.max_joined_tokens and self._memory.fits(tokens)
+
+    def _waiting(self) -> Waiting:
+        window_s = self._terms.window_s if self._terms.joins else 0.0
+        return Waiting(list(self._queue), sessions=self._sessions, window_s=window_s)
+
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+async def _wait(event: asyncio.Event, wait_s: float) -> None:
+    try:
+        async with asyncio.timeout(wait_s):
+            await event.wait()
+    except TimeoutError:
+        return
