@@ -133,7 +133,8 @@ class _BlockSums:
     def _weighed(self, strip: slice, weight: TensorWeight) -> Float64Array:
         """The strip of w_k F_k, which it adds to the denominator."""
         weight_S, denominator_S = self._weight_S[: strip.stop - strip.start], self.denominator_I[strip]
-        np.multiply(self._fisher_I[strip], weight.factor, out=weight_S, dtype=np.float64)
+        np.copyto(weight_S, self._fisher_I[strip])
+        np.multiply(weight_S, weight.factor, out=weight_S)
         if weight.added:
             np.add(weight_S, weight.added, out=weight_S)
         np.add(denominator_S, weight_S, out=denominator_S)
