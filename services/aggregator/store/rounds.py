@@ -96,13 +96,13 @@ def load_round(connection: Connection, name: RoundName) -> pb.Round:
 
 def load_head(connection: Connection, name: RoundName) -> RoundHead:
     """Raises ResourceNotFound, naming the round."""
-    return _to_head(_load(connection, name))
+    return to_head(_load(connection, name))
 
 
 def newest_round(connection: Connection, run: str) -> RoundHead | None:
     newest = select(ROUNDS).where(ROUNDS.c.run == run).order_by(ROUNDS.c.number.desc()).limit(1)
     row = connection.execute(newest).one_or_none()
-    return None if row is None else _to_head(row)
+    return None if row is None else to_head(row)
 
 
 def list_rounds(connection: Connection, run: str, *, after: int = -1, limit: int | None = None) -> list[pb.Round]:
@@ -176,6 +176,18 @@ def announce_round(connection: Connection, name: RoundName, client: ClientName |
     return message
 
 
+def to_head(row: "Row[tuple[object, ...]]") -> RoundHead:
+    """From all columns of a row of rounds."""
+    return RoundHead(
+        name=RoundName(run=row.run, number=row.number),
+        state=row.state,
+        attempt=row.attempt,
+        base_sha256=row.base_sha256,
+        merged_sha256=row.merged_sha256,
+        deadline_s=row.deadline_s,
+    )
+
+
 def _is(name: RoundName) -> ColumnElement[bool]:
     return (ROUNDS.c.run == name.run) & (ROUNDS.c.number == name.number)
 
@@ -185,17 +197,6 @@ def _load(connection: Connection, name: RoundName) -> "Row[tuple[object, ...]]":
     if row is None:
         raise ResourceNotFound(f"there is no round {name}: list the run's rounds", name=str(name))
     return row
-
-
-def _to_head(row: "Row[tuple[object, ...]]") -> RoundHead:
-    return RoundHead(
-        name=RoundName(run=row.run, number=row.number),
-        state=row.state,
-        attempt=row.attempt,
-        base_sha256=row.base_sha256,
-        merged_sha256=row.merged_sha256,
-        deadline_s=row.deadline_s,
-    )
 
 
 def _to_message(row: "Row[tuple[object, ...]]", parts: Sequence[Participation]) -> pb.Round:
