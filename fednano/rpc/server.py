@@ -72,14 +72,8 @@ async def serving(
     await server.start()
     if ready_file is not None:
         _write_atomically(ready_file, address)
-    log.info(
-        "serving",
-        address=address,
-        services=list(services),
-        plaintext=security.insecure,
-        metrics=metrics_address,
-        version=version("fednano"),
-    )
+    said = {"services": list(services), "plaintext": security.insecure, "version": version("fednano")}
+    log.info("serving", address=address, metrics=metrics_address, **said)
     try:
         yield RunningServer(server=server, address=address, health=health)
     finally:
