@@ -83,6 +83,7 @@ def conditions() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "load_1_min": os.getloadavg()[0],
+        "is_real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
     }
 
@@ -90,6 +91,7 @@ def conditions() -> dict[str, Any]:
 def conditions_line() -> str:
     given = conditions()
     words = f"{given['cpu']}, {given['cores']} cores, load {given['load_1_min']:.1f}, {given['system']}"
+    words += ", at real-time priority" if given["is_real_time"] else ""
     return f"`{given['command']}` on {given['time']}; {words}"
 
 
