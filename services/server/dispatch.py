@@ -82,6 +82,7 @@ class Dispatch:
         if outcome is None:
             return None
         answers, size_bytes = outcome
+        self._thread.metrics.recomputed.inc(len(members))
         self._memory.learn(rows, size_bytes)
         return answers
 
@@ -95,7 +96,7 @@ class Dispatch:
     ) -> ResultT | None:
         """What the model's thread made of it; None where it failed, which all members have been told then."""
         tokens = sum(member.token_count for member in members)
-        running = asyncio.ensure_future(self._thread.run(work, kind=kind, tokens=tokens))
+        running = asyncio.ensure_future(self._thread.run(work, kind=kind, tokens=tokens, members=len(members)))
         await asyncio.wait({running})
         failure = PeerUnavailable("the server is stopping") if running.cancelled() else running.exception()
         if failure is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fednano.model.packing import JoinedPass, OutputKind, Passage
+from services.server.metrics import ServerMetrics
 
 
 @dataclass(eq=False, kw_only=True)
@@ -47,7 +48,7 @@ class GroupGraph:
 class GraphMemory:
     """Keeps graphs until they are used, nobody awaits them, or younger ones need their room: then the oldest go."""
 
-    def __init__(self, budget_bytes: int, first_row_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, first_row_bytes: int, metrics: ServerMetrics) -> None:
         self._budget_bytes = budget_bytes
         # Oldest first.
         self._graphs: dict[GroupGraph, None] = {}
@@ -55,7 +56,8 @@ class GraphMemory:
         self._row_bytes = first_row_bytes
         self._measured = False
         self.retained_bytes = 0
-        self.dropped_count = 0
+        self._metrics = metrics
+        metrics.graph_bytes.set_function(lambda: self.retained_bytes)
 
     def fits(self, row_count: int) -> bool:
         """Whether a pass of so many rows may keep its graph at all."""
@@ -99,4 +101,4 @@ class GraphMemory:
     def _shrink_to(self, limit_bytes: int) -> None:
         while self._graphs and self.retained_bytes > limit_bytes:
             self.drop(next(iter(self._graphs)))
-            self.dropped_count += 1
+            self._metrics.graphs_dropped.inc()

@@ -19,7 +19,7 @@ class ServerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._sessions = Gauge("fednano_server_sessions", "Streams that are open.", ["kind"], registry=registry)
-        self._steps = Counter("fednano_server_steps", "Passes that have ended well.", ["kind"], registry=registry)
+        self._steps = Counter("fednano_server_steps", "Steps whose pass has ended well.", ["kind"], registry=registry)
         self._tokens = Counter("fednano_server_tokens", "Tokens of passes, inputs alone.", ["kind"], registry=registry)
         self._seconds = Histogram(
             "fednano_server_pass_seconds",
@@ -32,6 +32,17 @@ class ServerMetrics:
             "fednano_server_queue_length", "Requests that wait for the model or are in it.", registry=registry
         )
 
+        self.graph_bytes = Gauge(
+            "fednano_server_graph_bytes", "Graphs that await their backward pass.", registry=registry
+        )
+        self.input_bytes = Gauge("fednano_server_input_bytes", "Clients' tensors taken in.", registry=registry)
+        self.graphs_dropped = Counter(
+            "fednano_server_graphs_dropped", "Graphs freed to make room for others.", registry=registry
+        )
+        self.recomputed = Counter(
+            "fednano_server_recomputed", "Steps whose backward pass did the forward pass again.", registry=registry
+        )
+
     @contextmanager
     def session(self, kind: SessionKind) -> Iterator[None]:
         gauge = self._sessions.labels(kind)
@@ -41,14 +52,16 @@ class ServerMetrics:
         finally:
             gauge.dec()
 
-    def timed(self, work: Callable[[], ResultT], kind: PassKind, tokens: int) -> Callable[[], ResultT]:
-        """``work``, counted when it is done."""
+    def timed(
+        self, work: Callable[[], ResultT], kind: PassKind, tokens: int, members: int = 1
+    ) -> Callable[[], ResultT]:
+        """``work``, one pass for so many members, counted when it is done."""
 
         def timed() -> ResultT:
             start_s = time.perf_counter()
             result = work()
             self._seconds.labels(kind).observe(time.perf_counter() - start_s)
-            self._steps.labels(kind).inc()
+            self._steps.labels(kind).inc(members)
             self._tokens.labels(kind).inc(tokens)
             return result
 

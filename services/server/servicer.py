@@ -41,9 +41,9 @@ class SplitServicer(rpc.SplitServiceServicer):
         self._model = model
         self._settings = settings
         self._metrics = thread.metrics
-        self._inputs = InputBudget(_given(settings.input_memory_bytes, input_budget_bytes()))
+        self._inputs = InputBudget(_given(settings.input_memory_bytes, input_budget_bytes()), thread.metrics)
         graph_bytes = _given(settings.graph_memory_bytes, graph_budget_bytes(model))
-        memory = GraphMemory(graph_bytes, guessed_row_bytes(model))
+        memory = GraphMemory(graph_bytes, guessed_row_bytes(model), thread.metrics)
         self._scheduler = Scheduler(model, thread, memory, scheduler_terms(settings))
         self._open_streams = 0
 
