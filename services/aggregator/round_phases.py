@@ -49,7 +49,7 @@ class RoundPhases:
 
     async def await_clients(self, number: int) -> bool:
         """Whether round ``number`` may begin; False where the run was paused or has ended. Raises TooFewClients."""
-        run, needed = self._context.run, needed_clients(self._config)
+        run, needed = self._context.run, needed_clients(self._config, number)
 
         def look(connection: Connection) -> Outlook:
             count = clients.active_client_count(connection, run)

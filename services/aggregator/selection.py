@@ -8,9 +8,14 @@ import numpy as np
 from fednano.v1 import run_pb2 as pb
 
 
-def needed_clients(config: pb.RunConfig) -> int:
-    """Active clients without which no round starts."""
-    return config.min_available_clients or config.clients_per_round or config.min_updates
+def needed_clients(config: pb.RunConfig, number: int) -> int:
+    """Active clients without which round ``number`` does not start.
+
+    Unless the run says otherwise, it begins with all that a round asks for, and goes on with as many as can end one.
+    """
+    if number == 0:
+        return config.min_available_clients or config.clients_per_round or config.min_updates
+    return config.min_available_clients or config.min_updates
 
 
 def round_size(config: pb.RunConfig, active_count: int) -> int:

@@ -26,9 +26,13 @@ def test_a_number_of_clients_wins_over_what_is_there() -> None:
 
 
 def test_a_round_needs_what_is_set_or_else_what_it_selects_or_else_what_it_merges() -> None:
-    assert needed_clients(pb.RunConfig(min_available_clients=5, clients_per_round=3, min_updates=2)) == 5
-    assert needed_clients(pb.RunConfig(clients_per_round=3, min_updates=2)) == 3
-    assert needed_clients(pb.RunConfig(client_fraction=0.5, min_updates=2)) == 2
+    assert needed_clients(pb.RunConfig(min_available_clients=5, clients_per_round=3, min_updates=2), 4) == 5
+    assert needed_clients(pb.RunConfig(clients_per_round=3, min_updates=2), 0) == 3
+    assert needed_clients(pb.RunConfig(client_fraction=0.5, min_updates=2), 0) == 2
+
+
+def test_a_run_that_lost_clients_goes_on_with_as_many_as_can_end_a_round() -> None:
+    assert needed_clients(pb.RunConfig(clients_per_round=3, min_updates=2), 1) == 2
 
 
 def test_a_second_attempt_asks_new_clients_first() -> None:
