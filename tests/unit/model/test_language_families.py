@@ -1,15 +1,20 @@
-"""Families whose attention differs from the preset's: shared key heads, sliding windows, tied heads, biases."""
+"""Families beside the preset's: shared key heads, sliding windows, tied heads, biases, learned positions.
 
+S: tokens of a packed batch   P: rows of a joined pass   D: hidden size   M: output positions of a joined pass
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from fednano.errors import ModelInvalid
-from fednano.model.language import load_language_model
+from fednano.model.language import LanguageModel, load_language_model
 from fednano.model.manifest import Manifest, language_digest, write_manifest
+from fednano.model.packing import OutputKind, Passage, join
 
 LENGTHS = (9, 3, 14)
 SIZES: dict[str, Any] = {
@@ -25,6 +30,10 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 CONFIGS = {
+    "a head for each query and for each key": LlamaConfig(**{**SIZES, "num_key_value_heads": 4}),
+    "learned positions, biases and a tied head": GPT2Config(
+        vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    ),
     "shared key heads and a window": MistralConfig(**SIZES, head_dim=8, sliding_window=4),
     "shared key heads, biases and a tied head": Qwen2Config(**SIZES, tie_word_embeddings=True),
 }
@@ -53,6 +62,39 @@ def test_packed_passes_and_decoding_equal_plain_transformers(tmp_path: Path, nam
     packed.decode(state, torch.cat([part[2:3] for part in parts]), [1, 1, 1], "logits")
     last = packed.decode(state, torch.cat([parts[0][3:], parts[2][3:]]), [6, 0, 11], "logits")
     torch.testing.assert_close(last, wanted[[8, 25]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["hidden_states", "logits"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_passage_has_the_same_bits_alone_and_joined_with_others(tmp_path: Path, name: str, kind: OutputKind) -> None:
+    write_model(tmp_path, CONFIGS[name])
+    model = load_language_model(tmp_path)
+    generator = torch.Generator().manual_seed(2)
+    passages = [passage(lengths, generator) for lengths in ((9, 3, 14), (1,), (64,), (30, 31), (2,), (17,))]
+    together = both_passes(model, passages, kind)
+    for alone, joined in zip([both_passes(model, [own], kind)[0] for own in passages], together, strict=True):
+        assert torch.equal(alone[0], joined[0])
+        assert torch.equal(alone[1], joined[1])
+        assert alone[1].abs().max() > 0
+
+
+def passage(lengths: tuple[int, ...], generator: torch.Generator) -> Passage:
+    positions = tuple(range(0, sum(lengths), 3))
+    inputs_embeds_SD = torch.randn(sum(lengths), 32, generator=generator)
+    return Passage(inputs_embeds_SD=inputs_embeds_SD, sequence_lengths=lengths, output_positions=positions)
+
+
+def both_passes(
+    model: LanguageModel, passages: Sequence[Passage], kind: OutputKind
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each passage's outputs, and its inputs' gradient of the sum of their squares."""
+    joined = join(passages, kind, model.row_tile)
+    leaf_PD = joined.inputs_embeds_PD.detach().requires_grad_()
+    outputs_M = model.forward_rows(joined, leaf_PD, kind)
+    wanted = torch.cat([outputs_M[outputs] for outputs in joined.output_ranges])
+    (grad_PD,) = torch.autograd.grad(wanted.square().sum(), leaf_PD)
+    ranges = zip(joined.output_ranges, joined.input_ranges, strict=True)
+    return [(outputs_M[outputs].detach(), grad_PD[inputs]) for outputs, inputs in ranges]
 
 
 def test_attention_that_would_be_computed_wrongly_is_refused(tmp_path: Path) -> None:
