@@ -116,9 +116,9 @@ async def test_without_batching_nobody_shares_a_pass(model: LanguageModel, steps
 async def test_ten_times_the_memory_is_asked_for_and_everybody_is_served(
     model: LanguageModel, steps: list[Step]
 ) -> None:
-    """A graph of all takes 5 MB and their inputs take 200 kB: there is room for a tenth of either."""
+    """The graphs of all take 6 MB and their tensors 100 kB: there is room for a tenth of either."""
     registry = CollectorRegistry()
-    settings = {"graph_memory_bytes": 500_000, "input_memory_bytes": 20_000, "max_sessions": 64}
+    settings = {"graph_memory_bytes": 600_000, "input_memory_bytes": 10_000}
     async with server(model, registry, **settings) as running, clients(model, running, 6) as remotes:
         await assert_exact(remotes, steps, 2)
         assert sample(registry, "graph_bytes") == 0
