@@ -19,6 +19,8 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # Of the pings that gRPC sends for reasons of its own, and a keepalive that comes after one: 60 s by default.
+    ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
