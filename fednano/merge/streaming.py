@@ -1,6 +1,6 @@
 """How a merge goes through files: in blocks, on a few threads, with memory that does not grow with the clients.
 
-A block is what one thread reads and sums at a time; within it, arithmetic goes in strips that stay in a core's cache.
+A block is what one thread reads and sums at a time; within it, arithmetic goes in strips that stay near a core.
 Elements never meet across blocks or strips, so neither their size nor the number of threads changes a bit.
 """
 
@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from fednano.merge.tensor_file import TensorPlace
 
-STRIP_ELEMENTS = 16 * 1024
+# Shorter ones cost more in threads that wait for one another to enter the interpreter, longer ones more in memory.
+STRIP_ELEMENTS = 64 * 1024
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")

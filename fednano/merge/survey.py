@@ -16,7 +16,7 @@ from fednano.merge.tensor_file import TensorFile, open_tensor_file
 from fednano.merge.updates import MergeUpdate, in_merge_order
 
 Float64Array = NDArray[np.float64]
-READ_ELEMENTS = 16 * STRIP_ELEMENTS
+READ_ELEMENTS = 4 * STRIP_ELEMENTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,16 @@ class SurveyedUpdate:
     example_count: int
     adapter: TensorFile
     fisher: TensorFile | None
+    # NaN where the survey left it to the merge.
     update_norm: float
     # What the difference from the base adapter is multiplied by, so that it is no longer than allowed; else 1.
     clip: float
     fisher_sums: Mapping[str, float]
     fisher_norm: float
+
+    @property
+    def has_norm(self) -> bool:
+        return not math.isnan(self.update_norm)
 
     @property
     def is_clipped(self) -> bool:
@@ -57,20 +62,33 @@ def load_base(path: Path) -> BaseAdapter:
 
 
 def survey(
-    updates: Sequence[MergeUpdate], base: BaseAdapter, max_update_norm: float, streaming: Streaming
+    updates: Sequence[MergeUpdate],
+    base: BaseAdapter,
+    max_update_norm: float,
+    streaming: Streaming,
+    *,
+    leaves_norms: bool = False,
 ) -> list[SurveyedUpdate]:
-    """Reads every file once. Sorted by client name; ``max_update_norm`` 0 clips nothing."""
+    """Reads every file once; sorted by client name. ``max_update_norm`` 0 clips nothing.
+
+    ``leaves_norms``: adapters are read only where clipping needs their norms.
+    """
+    needs_norms = max_update_norm > 0 or not leaves_norms
     ordered = in_merge_order(updates)
     # Neighbours share a thread, and with it a thread's buffers.
     size = -(-len(ordered) // streaming.threads)
     shares = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    surveyed = on_threads(lambda share: _survey_some(share, base, max_update_norm), shares, streaming.threads)
+    surveyed = on_threads(
+        lambda share: _survey_some(share, base, max_update_norm, needs_norms), shares, streaming.threads
+    )
     return [one for some in surveyed for one in some]
 
 
-def _survey_some(updates: Sequence[MergeUpdate], base: BaseAdapter, max_update_norm: float) -> list[SurveyedUpdate]:
+def _survey_some(
+    updates: Sequence[MergeUpdate], base: BaseAdapter, max_update_norm: float, needs_norms: bool
+) -> list[SurveyedUpdate]:
     scratch = _Scratch()
-    return [_survey_one(update, base, max_update_norm, scratch) for update in updates]
+    return [_survey_one(update, base, max_update_norm, needs_norms, scratch) for update in updates]
 
 
 class _Scratch:
@@ -96,9 +114,11 @@ class _Sum:
         return float(self._sums_S.sum())
 
 
-def _survey_one(update: MergeUpdate, base: BaseAdapter, max_update_norm: float, scratch: _Scratch) -> SurveyedUpdate:
+def _survey_one(
+    update: MergeUpdate, base: BaseAdapter, max_update_norm: float, needs_norms: bool, scratch: _Scratch
+) -> SurveyedUpdate:
     adapter = _open_alike(update.adapter, base)
-    update_norm = _update_norm(adapter, base, scratch)
+    update_norm = _update_norm(adapter, base, scratch) if needs_norms else math.nan
     fisher = None if update.fisher is None else _open_alike(update.fisher, base)
     sums, norm = ({}, 1.0) if fisher is None else _fisher_sums(fisher, scratch)
     return SurveyedUpdate(

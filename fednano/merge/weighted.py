@@ -8,6 +8,7 @@ bit of the result. In memory are the base adapter, the merged one, and each thre
 Dimensions: I the flattened elements of one block · S those of one strip.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,23 +39,26 @@ def merge_weighted(
     max_update_norm: float = 0.0,
     streaming: Streaming = STREAMING,
 ) -> MergeResult:
-    """Eq. 1 over all updates, which all have Fisher information or none. Reads every file twice.
+    """Eq. 1 over all updates, which all have Fisher information or none. Reads Fisher information twice.
 
     ``max_update_norm`` shortens longer updates first; 0 does not. Where no client has any F, the w_k-weighted mean
     takes the place of 0 / 0.
     """
     base_adapter = load_base(base)
-    weighed = _weighed(survey(updates, base_adapter, max_update_norm, streaming), base_adapter, weighting)
+    surveyed = survey(updates, base_adapter, max_update_norm, streaming, leaves_norms=True)
+    weighed = _weighed(surveyed, base_adapter, weighting)
     places = base_adapter.file.places
     flat = {name: np.empty(place.size, np.float32) for name, place in places.items()}
 
-    def merge_block(block: Block) -> None:
-        flat[block.tensor][block.start : block.stop] = _merge_block(block, weighed, base_adapter)
+    def merge_block(block: Block) -> list[float]:
+        flat[block.tensor][block.start : block.stop], squares = _merge_block(block, weighed, base_adapter)
+        return squares
 
-    on_threads(merge_block, blocks(places, streaming.block_elements), streaming.threads)
+    squares = on_threads(merge_block, blocks(places, streaming.block_elements), streaming.threads)
+    norms = [math.sqrt(math.fsum(of_client)) for of_client in zip(*squares, strict=True)]
     return MergeResult(
         tensors={name: flat[name].reshape(place.shape) for name, place in sorted(places.items())},
-        parts={one.update.client: _part(one, base_adapter) for one in weighed},
+        parts={one.update.client: _part(one, base_adapter, norm) for one, norm in zip(weighed, norms, strict=True)},
     )
 
 
@@ -76,11 +80,11 @@ def _weighed(updates: Sequence[SurveyedUpdate], base: BaseAdapter, weighting: Fi
     return weighed
 
 
-def _part(one: _Weighed, base: BaseAdapter) -> ClientPart:
+def _part(one: _Weighed, base: BaseAdapter, seen_norm: float) -> ClientPart:
     sizes = {name: place.size for name, place in base.file.places.items()}
     return ClientPart(
         share=sum(one.weights[name].share * size for name, size in sizes.items()) / sum(sizes.values()),
-        update_norm=one.update.update_norm,
+        update_norm=one.update.update_norm if one.update.has_norm else seen_norm,
         is_clipped=one.update.is_clipped,
         capped_tensor_count=sum(weight.is_capped for weight in one.weights.values()),
     )
@@ -97,7 +101,9 @@ class _BlockSums:
         # What all elements of the denominator have in common where F = 1.
         self._constant = 0.0
 
-    def add(self, update: SurveyedUpdate, weight: TensorWeight) -> None:
+    def add(self, update: SurveyedUpdate, weight: TensorWeight) -> float:
+        """Returns the sum of the squares of what the client changed, or 0 where the survey has it."""
+        squares = 0.0
         update.adapter.read(self._block.tensor, self._block.start, self._theta_I)
         if update.fisher is None:
             self._constant += weight.factor
@@ -105,12 +111,19 @@ class _BlockSums:
             update.fisher.read(self._block.tensor, self._block.start, self._fisher_I)
         for strip in strips(self._block.size):
             theta_S = self._widened(strip, update.clip)
+            if not update.has_norm:
+                squares += self._squares(strip, theta_S)
             if update.fisher is None:
                 np.multiply(theta_S, weight.factor, out=theta_S)
             else:
                 np.multiply(theta_S, self._weighed(strip, weight), out=theta_S)
             numerator_S = self.numerator_I[strip]
             np.add(numerator_S, theta_S, out=numerator_S)
+        return squares
+
+    def _squares(self, strip: slice, theta_S: Float64Array) -> float:
+        moved_S = np.subtract(theta_S, self._base_I[strip], out=self._weight_S[: theta_S.size])
+        return float(np.multiply(moved_S, moved_S, out=moved_S).sum())
 
     def merged(self) -> tuple[Float32Array, bool]:
         """The weighted mean, and whether every element had any weight; those that had none are 0."""
@@ -141,14 +154,14 @@ class _BlockSums:
         return weight_S
 
 
-def _merge_block(block: Block, weighed: Sequence[_Weighed], base: BaseAdapter) -> Float32Array:
+def _merge_block(block: Block, weighed: Sequence[_Weighed], base: BaseAdapter) -> tuple[Float32Array, list[float]]:
+    """The merged block, and of each client what ``_BlockSums.add`` returns."""
     sums = _BlockSums(block, base)
-    for one in weighed:
-        sums.add(one.update, one.weights[block.tensor])
+    squares = [sums.add(one.update, one.weights[block.tensor]) for one in weighed]
     merged_I, is_known = sums.merged()
     if not is_known:
         np.copyto(merged_I, _mean(block, weighed, base), where=sums.denominator_I <= 0)
-    return merged_I
+    return merged_I, squares
 
 
 def _mean(block: Block, weighed: Sequence[_Weighed], base: BaseAdapter) -> Float32Array:

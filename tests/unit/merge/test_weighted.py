@@ -102,12 +102,12 @@ def test_the_order_of_the_updates_changes_no_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fisher_scale", [3.0, None])
 def test_neither_blocks_nor_threads_change_a_bit(tmp_path: Path, fisher_scale: float | None) -> None:
     names = ("a", "bb", "ccc", "dddd")
-    updates = [random_update(tmp_path, name, fisher_scale=fisher_scale, shape=(171, 211)) for name in names]
+    updates = [random_update(tmp_path, name, fisher_scale=fisher_scale, shape=(171, 811)) for name in names]
     weighting = FisherWeighting(normalize_l2=True, floor=0.5)
-    whole = merge(updates, weighting, max_update_norm=150.0, streaming=Streaming(threads=1))
+    whole = merge(updates, weighting, max_update_norm=300.0, streaming=Streaming(threads=1))
     for block_elements, threads in ((1_000, 1), (4_097, 3), (20_000, 2)):
         streaming = Streaming(block_elements=block_elements, threads=threads)
-        again = merge(updates, weighting, max_update_norm=150.0, streaming=streaming)
+        again = merge(updates, weighting, max_update_norm=300.0, streaming=streaming)
         assert again.tensors[NAME].tobytes() == whole.tensors[NAME].tobytes()
         assert again.parts == whole.parts
 
@@ -149,6 +149,15 @@ def test_a_long_update_is_shortened_and_a_short_one_is_not(tmp_path: Path) -> No
     result = merge([update(tmp_path, "a", 1.0), update(tmp_path, "b", 100.0)], max_update_norm=3.0)
     assert result.tensors[NAME][0] == pytest.approx(2.0)
     assert [(part.update_norm, part.is_clipped) for part in result.parts.values()] == [(1.0, False), (100.0, True)]
+
+
+def test_norms_are_the_same_with_and_without_a_limit(tmp_path: Path) -> None:
+    updates = [random_update(tmp_path, name, fisher_scale=2.0, shape=(171, 211)) for name in ("a", "bb")]
+    free, limited = merge(updates), merge(updates, max_update_norm=1e9, streaming=Streaming(block_elements=5_000))
+    norms = [float(np.linalg.norm(load_file(one.adapter)[NAME].astype(float))) for one in updates]
+    assert [part.update_norm for part in free.parts.values()] == pytest.approx(norms, rel=1e-12)
+    assert [part.update_norm for part in limited.parts.values()] == pytest.approx(norms, rel=1e-12)
+    assert free.tensors[NAME].tobytes() == limited.tensors[NAME].tobytes()
 
 
 def test_the_largest_fisher_a_file_can_hold_overflows_nothing(tmp_path: Path) -> None:
