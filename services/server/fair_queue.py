@@ -17,6 +17,7 @@ class Costly(Protocol):
 
 
 ItemT = TypeVar("ItemT", bound=Costly)
+Accepts = Callable[[ItemT, list[ItemT]], bool]
 
 
 @dataclass(eq=False)
@@ -29,6 +30,10 @@ class _Lane(Generic[ItemT]):
     items: deque[ItemT] = field(default_factory=deque)
     deficit: int = 0
     in_turn: bool = False
+
+    def first(self, accepts: Accepts[ItemT], taken: list[ItemT]) -> ItemT | None:
+        """Of those that may join: who may not yet does not hold up the client's other sessions."""
+        return next((item for item in self.items if accepts(item, taken)), None)
 
 
 class FairQueue(Generic[ItemT]):
@@ -62,35 +67,35 @@ class FairQueue(Generic[ItemT]):
         lane.deficit -= item.token_count
         self._drop_if_empty(item.client, lane)
 
-    def take(self, accepts: Callable[[ItemT, list[ItemT]], bool]) -> list[ItemT]:
+    def take(self, accepts: Accepts[ItemT]) -> list[ItemT]:
         """The items of the next pass: ``accepts`` says whether an item may join those taken before it.
 
-        A client whose next item may not keeps its turn.
+        A client none of whose items may keeps its turn.
         """
         taken: list[ItemT] = []
         passed_over: dict[Hashable, _Lane[ItemT]] = {}
         while self._lanes:
             client = next(iter(self._lanes))
             lane = self._lanes.pop(client)
-            if not accepts(lane.items[0], taken):
-                passed_over[client] = lane
-                continue
-            self._give_turn(lane, accepts, taken)
+            keeps_turn = self._give_turn(lane, accepts, taken)
             if lane.items:
-                (passed_over if lane.in_turn else self._lanes)[client] = lane
+                (passed_over if keeps_turn else self._lanes)[client] = lane
         self._lanes = passed_over
         return taken
 
-    def _give_turn(self, lane: _Lane[ItemT], accepts: Callable[[ItemT, list[ItemT]], bool], taken: list[ItemT]) -> None:
+    def _give_turn(self, lane: _Lane[ItemT], accepts: Accepts[ItemT], taken: list[ItemT]) -> bool:
+        """Takes what the lane can pay for. Whether its turn is not over, because of what may not join this pass."""
+        item = lane.first(accepts, taken)
+        if item is None:
+            return True
         lane.deficit += 0 if lane.in_turn else self._quantum
-        lane.in_turn = False
-        while lane.items and lane.items[0].token_count <= lane.deficit and not lane.in_turn:
-            if accepts(lane.items[0], taken):
-                item = lane.items.popleft()
-                lane.deficit -= item.token_count
-                taken.append(item)
-            else:
-                lane.in_turn = True
+        while item is not None and item.token_count <= lane.deficit:
+            lane.items.remove(item)
+            lane.deficit -= item.token_count
+            taken.append(item)
+            item = lane.first(accepts, taken)
+        lane.in_turn = item is None
+        return lane.in_turn
 
     def _drop_if_empty(self, client: Hashable, lane: _Lane[ItemT]) -> None:
         if not lane.items:

@@ -99,6 +99,8 @@ def run_group(
     saved = SavedBytes(model)
     with torch.set_grad_enabled(keeps_graph), saved.counted():
         outputs_M = model.forward_rows(joined, inputs_embeds_PD, output_kind)
+    for tensor in (inputs_embeds_PD, outputs_M):
+        saved.add(tensor)
     return GroupGraph(
         joined=joined,
         inputs_embeds_PD=inputs_embeds_PD,

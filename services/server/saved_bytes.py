@@ -25,10 +25,13 @@ class SavedBytes:
         with torch.autograd.graph.saved_tensors_hooks(self._note, _unchanged):
             yield
 
-    def _note(self, tensor: Tensor) -> Tensor:
+    def add(self, tensor: Tensor) -> None:
         if not self._model.is_weight(tensor):
             storage = tensor.untyped_storage()
             self._storages[storage.data_ptr()] = storage.nbytes()
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        self.add(tensor)
         # Not the tensor itself, which may be the node's own output: it would keep its node alive for ever.
         return tensor.detach()
 

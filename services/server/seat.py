@@ -1,5 +1,6 @@
 """What one session has at the server: its steps, and the room they take. All of it goes with the session."""
 
+import asyncio
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
@@ -46,7 +47,13 @@ class Seat:
 
     async def forward(self, step_id: int, request: ForwardRequest) -> Encoded:
         """The output of a step that was admitted."""
-        answer = await self._scheduler.ask(request)
+        try:
+            answer = await self._scheduler.ask(request)
+        except asyncio.CancelledError:
+            # The answer may have come in the same moment: nobody will ask for its backward pass.
+            if request.answer.done() and not request.answer.cancelled() and request.answer.exception() is None:
+                self._scheduler.forget(request.answer.result().step)
+            raise
         if request.keeps_graph:
             self._steps[step_id] = answer.step
         else:

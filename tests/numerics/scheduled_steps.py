@@ -5,7 +5,7 @@ S: tokens of a packed batch   N: output positions   D: hidden size
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -47,6 +47,12 @@ class Bench:
 
     def seats(self, count: int) -> Sequence[Seat]:
         return [self.seat() for _ in range(count)]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Looks at every turn of the loop, so that nothing that follows from the condition has happened yet."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                await asyncio.sleep(0)
 
     def passes(self, kind: str) -> float:
         return self.registry.get_sample_value("fednano_server_pass_seconds_count", {"kind": kind}) or 0.0

@@ -153,6 +153,17 @@ async def test_work_of_a_session_that_has_gone_is_not_begun(
         assert (here.inputs.held_bytes, here.memory.retained_bytes) == (0, 0)
 
 
+async def test_a_session_that_goes_as_its_answer_comes_leaves_no_graph(model: LanguageModel, steps: list[Step]) -> None:
+    async with bench(model) as here:
+        seat = here.seat()
+        going = asyncio.create_task(forward(seat, steps[0]))
+        await here.until(lambda: here.memory.retained_bytes > 0)
+        going.cancel()
+        await asyncio.gather(going, return_exceptions=True)
+        seat.close()
+        assert (here.inputs.held_bytes, here.memory.retained_bytes) == (0, 0)
+
+
 async def test_over_the_graph_budget_steps_are_computed_again_and_nobody_can_tell(
     model: LanguageModel, steps: list[Step]
 ) -> None:
