@@ -31,7 +31,7 @@ async def meet(phase: Phase, aggregator: Service, state: Path, shape: Shape) -> 
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
         sight = look(state)
-        is_close = sight is not None and (is_near(sight, shape) if phase.is_short else is_at(phase, sight, shape))
+        is_close = sight is not None and (is_at(phase, sight, shape) or (phase.is_short and is_near(sight)))
         if is_close and await _stopped_in(phase, aggregator, state, shape):
             return
         assert sight is None or not sight.is_ended, f"the run ended before it was seen {phase.value}"
@@ -49,7 +49,7 @@ async def _stopped_in(phase: Phase, aggregator: Service, state: Path, shape: Sha
         if sight is not None and is_at(phase, sight, shape):
             return True
         aggregator.signal(signal.SIGCONT)
-        if sight is None or not is_near(sight, shape):
+        if sight is None or not is_near(sight):
             return False
         await asyncio.sleep(SLICE_S)
 

@@ -132,8 +132,10 @@ class PacedClient:
                 frames = self._frames(header, files, there.received_bytes)
                 await stub.UploadUpdate(frames, timeout=TRANSFER_TIMEOUT_S)
 
-        await self._call(upload)
-        self.journal.write("accepted", task.round)
+        # Where the run has failed meanwhile.
+        with suppress(RoundClosed):
+            await self._call(upload)
+            self.journal.write("accepted", task.round)
 
     async def _download(self, task: pb.TrainTask, stub: "AggregatorServiceAsyncStub") -> None:
         """The bytes themselves are of no use here: their digest is what the update depends on."""

@@ -1,8 +1,9 @@
 """Where a run is, read from the aggregator's database without touching it, and the instants at which to kill."""
 
+import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -61,12 +62,12 @@ def look(state: Path) -> Sight | None:
 
 
 def _incoming_bytes(state: Path) -> int:
+    """Of files that may vanish while they are counted."""
     total = 0
-    for path in (state / "incoming").rglob("*.part"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
+    for folder, _, names in os.walk(state / "incoming"):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += (Path(folder) / name).stat().st_size
     return total
 
 
@@ -86,7 +87,7 @@ class Phase(Enum):
 
     @property
     def is_short(self) -> bool:
-        return self in (Phase.BEFORE_MERGE, Phase.MERGING, Phase.BETWEEN_ROUNDS, Phase.AFTER_LAST)
+        return self not in (Phase.WAITING, Phase.TRAINING, Phase.UPLOADING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +102,10 @@ def is_at(phase: Phase, sight: Sight, shape: Shape) -> bool:
     return _TESTS[phase](sight, shape)
 
 
-def is_near(sight: Sight, shape: Shape) -> bool:
+def is_near(sight: Sight) -> bool:
     """Whether one of the short phases may come next."""
-    updated = sight.round_state == Round.STATE_TRAINING and sight.update_count >= shape.clients - 1
-    evaluated = sight.round_state == Round.STATE_EVALUATING and sight.evaluation_count >= shape.clients - 1
-    return updated or evaluated or sight.round_state == Round.STATE_MERGING
+    uploads = sight.round_state == Round.STATE_TRAINING and (sight.incoming_bytes > 0 or sight.update_count > 0)
+    return uploads or sight.round_state in (Round.STATE_MERGING, Round.STATE_EVALUATING)
 
 
 def _trains(sight: Sight) -> bool:

@@ -1,20 +1,20 @@
 """State that was damaged while the aggregator was away: it is found out, named, and nothing is written over it."""
 
 import os
-import shutil
-import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from chaos_run import SHAPE, chaos_config, create, run_federation
+from chaos_run import SHAPE, chaos_config, run_federation
 from service import Service, killed_at_the_end
 from sight import Phase
 
 from fednano.v1 import run_pb2
 from fednano.v1.error_reason_pb2 import ERROR_REASON_ARTIFACT_CORRUPT
+from services.aggregator.store import runs
+from services.aggregator.store.database import Store
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -43,32 +43,34 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-async def test_a_damaged_database_is_refused_and_nothing_in_it_is_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(break_page, id="a page overwritten"),
+        pytest.param(break_header, id="header overwritten", marks=pytest.mark.chaos),
+        pytest.param(cut_off, id="cut off", marks=pytest.mark.chaos),
+        pytest.param(empty, id="emptied", marks=pytest.mark.chaos),
+    ],
+)
+async def test_a_damaged_database_is_refused_and_nothing_in_it_is_touched(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    database = tmp_path / "state" / "aggregator.sqlite3"
+    store = Store(f"sqlite:///{database}")
+    with store.transaction() as connection:
+        runs.insert_run(connection, "chaos", "", chaos_config(SHAPE), "")
+    store.close()
+    damage(database)
+    before = everything_in(tmp_path / "state")
     aggregator = Service.aggregator(tmp_path)
     async with killed_at_the_end(aggregator):
-        await create(await aggregator.start(), chaos_config(SHAPE))
-        aggregator.signal(signal.SIGTERM)
-        assert await aggregator.ended() == 0
-    for damage in (break_header, break_page, cut_off, empty):
-        await assert_refused(damage, tmp_path / "state", tmp_path / damage.__name__)
-
-
-async def assert_refused(damage: Callable[[Path], None], healthy: Path, folder: Path) -> None:
-    state = folder / "state"
-    shutil.copytree(healthy, state)
-    database = state / "aggregator.sqlite3"
-    damage(database)
-    before = everything_in(state)
-    aggregator = Service.aggregator(folder)
-    async with killed_at_the_end(aggregator):
         aggregator.launch()
-        assert await aggregator.ended() == 1, f"{damage.__name__}: {aggregator.log}"
-    words = aggregator.log
-    assert f"error: {database}" in words, damage.__name__
-    assert "restore the newest backup" in words, damage.__name__
-    assert "Traceback" not in words, damage.__name__
-    after = everything_in(state)
-    assert {name: after.get(name) for name in before} == before, damage.__name__
+        assert await aggregator.ended() == 1, aggregator.log
+    assert f"error: {database}" in aggregator.log
+    assert "restore the newest backup" in aggregator.log
+    assert "Traceback" not in aggregator.log
+    after = everything_in(tmp_path / "state")
+    assert {name: after.get(name) for name in before} == before
 
 
 def digests(state: Path, query: str) -> list[str]:

@@ -15,6 +15,8 @@ from sight import Phase, look
 pytestmark = pytest.mark.timeout(300)
 # How long a disk stays full once it was noticed.
 FULL_S = 1.0
+# How long an aggregator is watched that starts on a full disk.
+START_S = 5.0
 
 
 @asynccontextmanager
@@ -44,17 +46,39 @@ async def fill(aggregator: Service, state: Path) -> None:
         assert not sight.is_ended
 
 
-async def test_a_run_goes_on_after_its_disk_was_full(tmp_path: Path, small_disk: Path, undisturbed_digest: str) -> None:
-    plan = (Phase.UPLOADING, Phase.BEFORE_MERGE)
-    outcome = await run_federation(tmp_path, plan, act=fill, state=small_disk / "state")
-    assert_undisturbed(outcome, undisturbed_digest)
-    assert ("failed", "StorageFull") in outcome.journal
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize("phase", [Phase.WAITING, Phase.TRAINING, Phase.MERGING, Phase.EVALUATING])
-async def test_a_run_goes_on_after_its_disk_was_full_at_one_phase(
+@pytest.mark.parametrize(
+    "phase",
+    [
+        Phase.UPLOADING,
+        *(
+            pytest.param(phase, marks=pytest.mark.chaos)
+            for phase in (Phase.WAITING, Phase.TRAINING, Phase.BEFORE_MERGE, Phase.MERGING, Phase.EVALUATING)
+        ),
+    ],
+)
+async def test_a_run_goes_on_after_its_disk_was_full(
     tmp_path: Path, small_disk: Path, undisturbed_digest: str, phase: Phase
 ) -> None:
     outcome = await run_federation(tmp_path, (phase,), act=fill, state=small_disk / "state")
+    assert_undisturbed(outcome, undisturbed_digest)
+    assert phase is not Phase.UPLOADING or ("failed", "StorageFull") in outcome.journal
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("phase", [Phase.UPLOADING, Phase.MERGING])
+async def test_an_aggregator_killed_on_a_full_disk_goes_on_once_there_is_space(
+    tmp_path: Path, small_disk: Path, undisturbed_digest: str, phase: Phase
+) -> None:
+    """On the full disk itself it either serves, or says why it does not."""
+
+    async def kill_when_full(aggregator: Service, state: Path) -> None:
+        async with full(state.parent):
+            aggregator.kill()
+            aggregator.launch()
+            await asyncio.sleep(START_S)
+            assert aggregator.is_running or "no space" in aggregator.log, aggregator.last_words
+        aggregator.kill()
+        await aggregator.start()
+
+    outcome = await run_federation(tmp_path, (phase,), act=kill_when_full, state=small_disk / "state")
     assert_undisturbed(outcome, undisturbed_digest)
