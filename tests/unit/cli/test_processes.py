@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -134,4 +135,37 @@ def is_running(pid: int) -> bool:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from fednano.cli.processes import Part
+folder = Path(sys.argv[1])
+part = Part(name="part", command=(sys.executable, "-c", "import time; time.sleep(60)"), log=folder / "part.log",
+            ready_file=folder / "ready")
+part.launch()
+print(part.process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_part_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    deadline_s = time.monotonic() + DEADLINE_S
+    while is_living(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    assert not is_living(pid)
+
+
+def is_living(pid: int) -> bool:
+    """Not once it is gone, or a zombie that nobody has asked after."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
         return False
