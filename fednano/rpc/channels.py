@@ -24,7 +24,7 @@ CHANNEL_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     # A channel of our own for each peer: no subchannel shared with a stranger's back-off.
     ("grpc.use_local_subchannel_pool", 1),
 ]

@@ -27,6 +27,9 @@ SERVER_OPTIONS = [
     # Clients ping every 30 s while a call is open, also when they compute for minutes.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # A peer that vanished without a word, such as a watcher, is given up.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     # Two services on one port would answer each other's calls.
     ("grpc.so_reuseport", 0),
 ]
