@@ -90,7 +90,7 @@ def flip_a_bit(file: Path) -> None:
 
 
 # Of the round that is open: one that was merged already would not be missed.
-UPDATE = "SELECT adapter_sha256 FROM participants WHERE adapter_sha256 != '' ORDER BY number DESC"
+UPDATE = "SELECT adapter_sha256 FROM participants WHERE adapter_sha256 != '' ORDER BY number DESC LIMIT 1"
 BASE = "SELECT base_sha256 FROM rounds ORDER BY number DESC LIMIT 1"
 
 
