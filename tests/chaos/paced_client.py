@@ -129,6 +129,8 @@ class PacedClient:
         async def upload() -> None:
             there = await stub.GetUpload(pb.GetUploadRequest(header=header), timeout=CALL_TIMEOUT_S)
             if not there.accepted:
+                if there.received_bytes:
+                    self.journal.write("resumed", task.round)
                 frames = self._frames(header, files, there.received_bytes)
                 await stub.UploadUpdate(frames, timeout=TRANSFER_TIMEOUT_S)
 

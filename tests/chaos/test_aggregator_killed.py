@@ -21,7 +21,9 @@ pytestmark = pytest.mark.timeout(300)
 async def test_a_run_killed_phase_after_phase_ends_with_the_same_adapter(
     tmp_path: Path, undisturbed_digest: str
 ) -> None:
-    assert_undisturbed(await run_federation(tmp_path, SHORT_FORM), undisturbed_digest)
+    outcome = await run_federation(tmp_path, SHORT_FORM)
+    assert_undisturbed(outcome, undisturbed_digest)
+    assert "resumed" in {what for what, _ in outcome.journal}, "no upload went on where the kill had broken it"
 
 
 @pytest.mark.chaos
