@@ -15,6 +15,7 @@ from services.server.dispatch import Dispatch
 from services.server.fair_queue import FairQueue
 from services.server.graph_memory import GraphMemory, KeptStep
 from services.server.model_thread import ModelThread
+from services.server.recent_clients import RecentClients
 from services.server.requests import AnswerT, AnyRequest, Request
 from services.server.waiting import Waiting
 
@@ -42,6 +43,7 @@ class Scheduler:
         self._metrics = thread.metrics
         self._dispatch = Dispatch(model, thread, memory)
         self._queue: FairQueue[AnyRequest] = FairQueue(QUANTUM_TOKENS)
+        self._recent = RecentClients()
         self._sessions = 0
         self._arrived = asyncio.Event()
         # Alive while anything waits; it ends by itself, for every session that ends takes its request away.
@@ -103,11 +105,16 @@ class Scheduler:
     def _take(self) -> list[AnyRequest]:
         """The members of the next pass; none where it is better to wait."""
         now_s, waiting = self._now_s(), self._waiting()
+        for client in {request.client for request in self._queue}:
+            self._recent.note(client, now_s)
+        share_tokens = self._terms.max_joined_tokens // self._recent.count(now_s)
 
         def accepts(request: AnyRequest, taken: list[AnyRequest]) -> bool:
             if not taken:
                 return waiting.ready_at_s(request) <= now_s
-            return self._terms.joins and self._has_room(request, taken) and waiting.may_join(request, taken[0])
+            if not self._terms.joins or not waiting.may_join(request, taken[0]):
+                return False
+            return self._has_room(request, taken) and _has_share(request, taken, share_tokens)
 
         taken = self._queue.take(accepts)
         # A pass over a retained graph costs the same however many of its members are there.
@@ -126,6 +133,12 @@ class Scheduler:
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _has_share(request: AnyRequest, taken: list[AnyRequest], share_tokens: int) -> bool:
+    """Whether its client may have more of this pass: others who are at work will want the next one soon."""
+    own = [member.token_count for member in taken if member.client == request.client]
+    return not own or sum(own) + request.token_count <= share_tokens
 
 
 async def _wait(event: asyncio.Event, wait_s: float) -> None:

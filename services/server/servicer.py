@@ -44,7 +44,7 @@ class SplitServicer(rpc.SplitServiceServicer):
         self._inputs = InputBudget(_given(settings.input_memory_bytes, input_budget_bytes()), thread.metrics)
         graph_bytes = _given(settings.graph_memory_bytes, graph_budget_bytes(model))
         memory = GraphMemory(graph_bytes, guessed_row_bytes(model), thread.metrics)
-        self._scheduler = Scheduler(model, thread, memory, scheduler_terms(settings))
+        self._scheduler = Scheduler(model, thread, memory, scheduler_terms(settings, model))
         self._open_streams = 0
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
@@ -112,11 +112,13 @@ class SplitServicer(rpc.SplitServiceServicer):
             self._open_streams -= 1
 
 
-def scheduler_terms(settings: ServerSettings) -> SchedulerTerms:
+def scheduler_terms(settings: ServerSettings, model: LanguageModel) -> SchedulerTerms:
+    # A core is busy with few rows, and longer passes only make others wait; a GPU is not.
+    enough_tokens = 1024 if model.device.type == "cpu" else 8192
     return SchedulerTerms(
         joins=settings.batching != "off",
         window_s=settings.join_window_s,
-        max_joined_tokens=settings.max_joined_tokens,
+        max_joined_tokens=_given(settings.max_joined_tokens, enough_tokens),
         max_waiting=settings.max_queued_passes,
         timeout_s=settings.pass_timeout_s,
     )

@@ -20,7 +20,9 @@ class ServerSettings(ServiceSettings):
         description="whether clients share passes: exact where nobody's bits change by it, which is tried at start; "
         "close also where they do, by rounding; auto is exact on a CPU and close elsewhere",
     )
-    max_joined_tokens: int = Field(4096, ge=1, description="most tokens of a pass that several clients share")
+    max_joined_tokens: int | None = Field(
+        None, ge=1, description="most tokens of a pass that several share; if unset 1024 on a CPU, else 8192"
+    )
     join_window_s: float = Field(
         0.002, ge=0, le=1, description="seconds a pass may wait for more members while other sessions are open"
     )

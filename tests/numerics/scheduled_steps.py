@@ -5,7 +5,7 @@ S: tokens of a packed batch   N: output positions   D: hidden size
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -40,13 +40,14 @@ class Bench:
     registry: CollectorRegistry
     sessions: AsyncExitStack
 
-    def seat(self) -> Seat:
-        seat = Seat(self.scheduler, self.inputs, client=object())
+    def seat(self, client: Hashable = None) -> Seat:
+        """A session of ``client``, or of somebody new."""
+        seat = Seat(self.scheduler, self.inputs, client=client or object())
         self.sessions.enter_context(self.scheduler.session())
         return seat
 
-    def seats(self, count: int) -> Sequence[Seat]:
-        return [self.seat() for _ in range(count)]
+    def seats(self, count: int, client: Hashable = None) -> list[Seat]:
+        return [self.seat(client) for _ in range(count)]
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Looks at every turn of the loop, so that nothing that follows from the condition has happened yet."""

@@ -89,6 +89,19 @@ async def test_a_pass_has_at_most_so_many_tokens(model: LanguageModel, steps: li
         assert (here.passes("forward"), here.passes("backward")) == (3, 3)
 
 
+async def test_a_client_with_many_sessions_has_no_more_of_a_pass_than_others_at_work(model: LanguageModel) -> None:
+    same = ragged_steps(nano(), lengths=[(24,)] * 7)
+    async with bench(model, max_joined_tokens=72, window_s=0.0) as here:
+        heavy, light = here.seats(6, client="heavy"), here.seat(client="light")
+        await all_forward(heavy, same[:6])
+        assert here.passes("forward") == 2
+        # Half of 72 tokens is one step; the light client is in the first of the passes.
+        for seat in heavy:
+            seat.close()
+        await all_forward([*heavy[:3], light], same[3:])
+        assert here.passes("forward") == 5
+
+
 async def test_most_of_a_group_takes_its_graph_and_a_straggler_is_computed_again(
     model: LanguageModel, steps: list[Step]
 ) -> None:
