@@ -213,6 +213,9 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fednano-merge-") as folder:
         write_files(Path(folder), rank=arguments.rank, hidden_size=arguments.hidden_size, distinct=arguments.distinct)
+        # Kernels are compiled when a process first merges.
+        for warm_up in (merge_fisher, merge_fedavg):
+            warm_up(Case(folder=Path(folder), clients=1, distinct=arguments.distinct))
         for clients in arguments.clients:
             case = Case(folder=Path(folder), clients=clients, distinct=arguments.distinct)
             rows += measure(case, contestants, arguments.repeats)

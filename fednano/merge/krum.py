@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from fednano.adapter_layout import Float32Array
+from fednano.merge.kernels import Float64Array
 from fednano.merge.stack import read_stack, stack_blocks
 from fednano.merge.streaming import STREAMING, Streaming
-from fednano.merge.survey import BaseAdapter, Float64Array, SurveyedUpdate, load_base, survey
+from fednano.merge.survey import BaseAdapter, SurveyedUpdate, load_base, survey
 from fednano.merge.updates import ClientPart, MergeResult, MergeUpdate
 
 # Scores nearer than this part of the least one are equal: their last bits are the matrix library's, not the clients'.

@@ -1,6 +1,6 @@
 """The first look at every update: how far it is from the base adapter and how much Fisher information it brings.
 
-Dimensions: I the flattened elements of one tensor · S those of one strip.
+Dimensions: I the flattened elements of one tensor · L the lanes of a sum.
 """
 
 import math
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fednano.merge.streaming import STRIP_ELEMENTS, Streaming, blocks, on_threads, strips
+from fednano.adapter_layout import Float32Array
+from fednano.merge.kernels import LANES, Float64Array, add_squared_differences, add_sums
+from fednano.merge.streaming import Streaming, blocks, on_threads
 from fednano.merge.tensor_file import TensorFile, open_tensor_file
 from fednano.merge.updates import MergeUpdate, in_merge_order
 
-Float64Array = NDArray[np.float64]
-READ_ELEMENTS = 4 * STRIP_ELEMENTS
+# What a thread reads at a time. The order of a survey's sums depends on it, so it is no setting.
+READ_ELEMENTS = 64 * LANES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,40 +88,17 @@ def survey(
 def _survey_some(
     updates: Sequence[MergeUpdate], base: BaseAdapter, max_update_norm: float, needs_norms: bool
 ) -> list[SurveyedUpdate]:
-    scratch = _Scratch()
-    return [_survey_one(update, base, max_update_norm, needs_norms, scratch) for update in updates]
-
-
-class _Scratch:
-    """One thread's buffers."""
-
-    def __init__(self) -> None:
-        self.read_I = np.empty(READ_ELEMENTS, np.float32)
-        self.wide_S = np.empty(STRIP_ELEMENTS, np.float64)
-
-
-class _Sum:
-    """The sum of all strips' elements. Strips are added to one another first: that is the fastest, and in one order."""
-
-    def __init__(self) -> None:
-        self._sums_S = np.zeros(STRIP_ELEMENTS, np.float64)
-
-    def add(self, values_S: Float64Array) -> None:
-        sums_S = self._sums_S[: values_S.size]
-        np.add(sums_S, values_S, out=sums_S)
-
-    @property
-    def total(self) -> float:
-        return float(self._sums_S.sum())
+    read_I = np.empty(READ_ELEMENTS, np.float32)
+    return [_survey_one(update, base, max_update_norm, needs_norms, read_I) for update in updates]
 
 
 def _survey_one(
-    update: MergeUpdate, base: BaseAdapter, max_update_norm: float, needs_norms: bool, scratch: _Scratch
+    update: MergeUpdate, base: BaseAdapter, max_update_norm: float, needs_norms: bool, read_I: Float32Array
 ) -> SurveyedUpdate:
     adapter = _open_alike(update.adapter, base)
-    update_norm = _update_norm(adapter, base, scratch) if needs_norms else math.nan
+    update_norm = _update_norm(adapter, base, read_I) if needs_norms else math.nan
     fisher = None if update.fisher is None else _open_alike(update.fisher, base)
-    sums, norm = ({}, 1.0) if fisher is None else _fisher_sums(fisher, scratch)
+    sums, norm = ({}, 1.0) if fisher is None else _fisher_sums(fisher, read_I)
     return SurveyedUpdate(
         client=update.client,
         example_count=update.example_count,
@@ -142,31 +120,21 @@ def _open_alike(path: Path, base: BaseAdapter) -> TensorFile:
     return file
 
 
-def _update_norm(adapter: TensorFile, base: BaseAdapter, scratch: _Scratch) -> float:
-    squares = _Sum()
+def _update_norm(adapter: TensorFile, base: BaseAdapter, read_I: Float32Array) -> float:
+    squares_L = np.zeros(LANES, np.float64)
     for block in blocks(adapter.places, READ_ELEMENTS):
-        theta_I = scratch.read_I[: block.size]
+        theta_I = read_I[: block.size]
         adapter.read(block.tensor, block.start, theta_I)
-        base_I = base.flat[block.tensor][block.start : block.stop]
-        for strip in strips(block.size):
-            moved_S = scratch.wide_S[: strip.stop - strip.start]
-            np.copyto(moved_S, theta_I[strip])
-            np.subtract(moved_S, base_I[strip], out=moved_S)
-            np.multiply(moved_S, moved_S, out=moved_S)
-            squares.add(moved_S)
-    return math.sqrt(squares.total)
+        add_squared_differences(theta_I, base.flat[block.tensor][block.start : block.stop], squares_L)
+    return math.sqrt(squares_L.sum())
 
 
-def _fisher_sums(fisher: TensorFile, scratch: _Scratch) -> tuple[dict[str, float], float]:
+def _fisher_sums(fisher: TensorFile, read_I: Float32Array) -> tuple[dict[str, float], float]:
     """The sum of each tensor, and the L2 norm over all. float64 holds both for any finite float32 values."""
-    sums, squares = {name: _Sum() for name in sorted(fisher.places)}, _Sum()
+    sums = {name: np.zeros(LANES, np.float64) for name in sorted(fisher.places)}
+    squares_L = np.zeros(LANES, np.float64)
     for block in blocks(fisher.places, READ_ELEMENTS):
-        fisher_I = scratch.read_I[: block.size]
+        fisher_I = read_I[: block.size]
         fisher.read(block.tensor, block.start, fisher_I)
-        for strip in strips(block.size):
-            wide_S = scratch.wide_S[: strip.stop - strip.start]
-            np.copyto(wide_S, fisher_I[strip])
-            sums[block.tensor].add(wide_S)
-            np.multiply(wide_S, wide_S, out=wide_S)
-            squares.add(wide_S)
-    return {name: one.total for name, one in sums.items()}, math.sqrt(squares.total)
+        add_sums(fisher_I, sums[block.tensor], squares_L)
+    return {name: float(sums_L.sum()) for name, sums_L in sums.items()}, math.sqrt(squares_L.sum())

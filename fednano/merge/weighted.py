@@ -5,7 +5,7 @@
 n_k is how many examples the client says it trained on; FedAvg weighs by nothing else, and has no cap. Sums run in
 float64 over the clients sorted by name, so neither the order in which updates came nor the number of threads changes a
 bit of the result. In memory are the base adapter, the merged one, and each thread's block.
-Dimensions: I the flattened elements of one block · S those of one strip.
+Dimensions: I the flattened elements of one block · L the lanes of a sum.
 """
 
 import math
@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from fednano.adapter_layout import Float32Array
+from fednano.merge.kernels import LANES, add_alike, add_by_fisher, add_squared_differences
 from fednano.merge.shares import FisherWeighting, TensorWeight, tensor_weights
-from fednano.merge.streaming import STREAMING, STRIP_ELEMENTS, Block, Streaming, blocks, on_threads, strips
-from fednano.merge.survey import BaseAdapter, Float64Array, SurveyedUpdate, load_base, survey
+from fednano.merge.streaming import STREAMING, Block, Streaming, blocks, on_threads
+from fednano.merge.survey import BaseAdapter, SurveyedUpdate, load_base, survey
 from fednano.merge.updates import ClientPart, MergeResult, MergeUpdate
 
 
@@ -96,34 +97,28 @@ class _BlockSums:
     def __init__(self, block: Block, base: BaseAdapter) -> None:
         self._block, self._base_I = block, base.flat[block.tensor][block.start : block.stop]
         self._theta_I, self._fisher_I = (np.empty(block.size, np.float32) for _ in range(2))
-        self._theta_S, self._weight_S = (np.empty(STRIP_ELEMENTS, np.float64) for _ in range(2))
+        self._squares_L = np.empty(LANES, np.float64)
         self.numerator_I, self.denominator_I = (np.zeros(block.size, np.float64) for _ in range(2))
         # What all elements of the denominator have in common where F = 1.
         self._constant = 0.0
 
     def add(self, update: SurveyedUpdate, weight: TensorWeight) -> float:
         """Returns the sum of the squares of what the client changed, or 0 where the survey has it."""
-        squares = 0.0
-        update.adapter.read(self._block.tensor, self._block.start, self._theta_I)
+        theta_I, base_I = self._theta_I, self._base_I
+        update.adapter.read(self._block.tensor, self._block.start, theta_I)
         if update.fisher is None:
             self._constant += weight.factor
+            add_alike(theta_I, base_I, update.clip, weight.factor, self.numerator_I)
         else:
             update.fisher.read(self._block.tensor, self._block.start, self._fisher_I)
-        for strip in strips(self._block.size):
-            theta_S = self._widened(strip, update.clip)
-            if not update.has_norm:
-                squares += self._squares(strip, theta_S)
-            if update.fisher is None:
-                np.multiply(theta_S, weight.factor, out=theta_S)
-            else:
-                np.multiply(theta_S, self._weighed(strip, weight), out=theta_S)
-            numerator_S = self.numerator_I[strip]
-            np.add(numerator_S, theta_S, out=numerator_S)
-        return squares
+            sums = (self.numerator_I, self.denominator_I)
+            add_by_fisher(theta_I, self._fisher_I, base_I, update.clip, weight.factor, weight.added, *sums)
+        return 0.0 if update.has_norm else self._squares()
 
-    def _squares(self, strip: slice, theta_S: Float64Array) -> float:
-        moved_S = np.subtract(theta_S, self._base_I[strip], out=self._weight_S[: theta_S.size])
-        return float(np.multiply(moved_S, moved_S, out=moved_S).sum())
+    def _squares(self) -> float:
+        self._squares_L.fill(0.0)
+        add_squared_differences(self._theta_I, self._base_I, self._squares_L)
+        return float(self._squares_L.sum())
 
     def merged(self) -> tuple[Float32Array, bool]:
         """The weighted mean, and whether every element had any weight; those that had none are 0."""
@@ -132,26 +127,6 @@ class _BlockSums:
         known_I = self.denominator_I > 0
         np.divide(self.numerator_I, self.denominator_I, out=self.numerator_I, where=known_I)
         return self.numerator_I.astype(np.float32), bool(known_I.all())
-
-    def _widened(self, strip: slice, clip: float) -> Float64Array:
-        """The strip of theta, where need be pulled towards the base adapter."""
-        theta_S, base_S = self._theta_S[: strip.stop - strip.start], self._base_I[strip]
-        np.copyto(theta_S, self._theta_I[strip])
-        if clip < 1.0:
-            np.subtract(theta_S, base_S, out=theta_S)
-            np.multiply(theta_S, clip, out=theta_S)
-            np.add(theta_S, base_S, out=theta_S)
-        return theta_S
-
-    def _weighed(self, strip: slice, weight: TensorWeight) -> Float64Array:
-        """The strip of w_k F_k, which it adds to the denominator."""
-        weight_S, denominator_S = self._weight_S[: strip.stop - strip.start], self.denominator_I[strip]
-        np.copyto(weight_S, self._fisher_I[strip])
-        np.multiply(weight_S, weight.factor, out=weight_S)
-        if weight.added:
-            np.add(weight_S, weight.added, out=weight_S)
-        np.add(denominator_S, weight_S, out=denominator_S)
-        return weight_S
 
 
 def _merge_block(block: Block, weighed: Sequence[_Weighed], base: BaseAdapter) -> tuple[Float32Array, list[float]]:
