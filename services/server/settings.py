@@ -27,7 +27,9 @@ class ServerSettings(ServiceSettings):
         0.002, ge=0, le=1, description="seconds a pass may wait for more members while other sessions are open"
     )
     graph_memory_bytes: int | None = Field(
-        None, ge=0, description="most bytes of graphs that await their backward pass; half of the free memory if unset"
+        None,
+        ge=0,
+        description="most bytes of graphs that await their backward pass; two fifths of the free memory if unset",
     )
     input_memory_bytes: int | None = Field(
         None, ge=0, description="most bytes of clients' tensors taken in; an eighth of the free host memory if unset"

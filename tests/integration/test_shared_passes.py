@@ -126,6 +126,23 @@ async def test_ten_times_the_memory_is_asked_for_and_everybody_is_served(
     assert sample(registry, "input_bytes") == 0
 
 
+async def test_a_client_that_goes_takes_its_graphs_and_its_room_with_it(
+    model: LanguageModel, steps: list[Step]
+) -> None:
+    registry = CollectorRegistry()
+    async with server(model, registry) as running, clients(model, running, 2) as remotes:
+        goes, stays = remotes
+        leaf_SD = steps[0].inputs_embeds_SD.clone().requires_grad_()
+        arguments = (steps[0].sequence_lengths, steps[0].output_positions, "hidden_states")
+        await asyncio.to_thread(goes.forward, leaf_SD, *arguments)
+        assert sample(registry, "graph_bytes") > 0
+        goes.close()
+        async with asyncio.timeout(PATIENCE_S):
+            while sample(registry, "graph_bytes") or sample(registry, "input_bytes"):
+                await asyncio.sleep(0.01)
+        await assert_exact([stays], steps[1:2], 1)
+
+
 async def test_past_the_input_budget_a_step_is_refused_before_it_is_sent(
     model: LanguageModel, steps: list[Step]
 ) -> None:
