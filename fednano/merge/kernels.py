@@ -1,4 +1,4 @@
-"""The loops of a merge over elements, compiled when a process first calls them, which takes half a second.
+"""The loops of a merge over elements, compiled when a process first calls them, which takes 0.6 s.
 
 NumPy writes every step's intermediate values to memory, and threads queue for the interpreter between two steps. A
 compiled loop reads each element once and runs outside the interpreter. Without ``fastmath`` the compiler neither
