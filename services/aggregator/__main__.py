@@ -12,6 +12,7 @@ from fednano.v1.aggregator_service_pb2_grpc import add_AggregatorServiceServicer
 from fednano.v1.run_service_pb2_grpc import add_RunServiceServicer_to_server
 from services.aggregator.aggregator_servicer import AggregatorServicer
 from services.aggregator.federation import Federation, open_federation
+from services.aggregator.heap import share_heaps
 from services.aggregator.intake import drop_stale_drafts
 from services.aggregator.metrics import RunCollector
 from services.aggregator.run_servicer import RunServicer
@@ -21,6 +22,7 @@ log = get_logger("aggregator")
 
 
 def main() -> int:
+    share_heaps()
     try:
         settings = read_settings(AggregatorSettings)
         configure_logging("aggregator", level=settings.log_level)

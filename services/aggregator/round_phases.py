@@ -9,6 +9,7 @@ from fednano.errors import TooFewClients
 from fednano.names import ClientName, RoundName
 from fednano.telemetry import get_logger
 from fednano.v1 import run_pb2 as pb
+from services.aggregator.heap import return_memory
 from services.aggregator.merging import initial_content, merge_updates_of, merged
 from services.aggregator.round_verdict import is_evaluation_due, is_evaluation_over, is_training_over
 from services.aggregator.run_context import RunContext
@@ -108,6 +109,7 @@ class RoundPhases:
         """Makes the round's global adapter. Killed on the way, it makes the same one again."""
         name, artifacts = head.name, self._context.artifacts
         await asyncio.to_thread(clear_drafts, self._context.state, name)
+        await asyncio.to_thread(return_memory)
         with self._context.store.transaction() as connection:
             parts = participations(connection, name)
         if len(merging(parts)) < self._config.min_updates:
