@@ -14,7 +14,7 @@ from fednano.model.manifest import resolve_model
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
 from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server
-from services.server.exactness import exact_row_tile
+from services.server.exactness import choose_batching
 from services.server.metrics import ServerMetrics
 from services.server.model_thread import ModelThread
 from services.server.servicer import SERVICE, SplitServicer
@@ -74,18 +74,11 @@ def _load(settings: ServerSettings) -> LanguageModel:
 
 
 def _with_batching(settings: ServerSettings, model: LanguageModel) -> ServerSettings:
-    """What ``auto`` and ``exact`` come to with this model on this machine; ``off`` without a row tile that is exact."""
     # In this thread: bits depend on how many there are.
     torch.set_num_threads(settings.threads)
-    wished = settings.batching
-    if wished == "auto":
-        wished = "exact" if model.device.type == "cpu" else "close"
-    if wished == "exact":
-        tile = exact_row_tile(model)
-        wished = "off" if tile is None else wished
-        model.row_tile = tile or model.row_tile
-    log.info("batching", asked=settings.batching, chosen=wished, row_tile=model.row_tile)
-    return settings.model_copy(update={"batching": wished})
+    chosen = choose_batching(settings.batching, model)
+    log.info("batching", asked=settings.batching, chosen=chosen, row_tile=model.row_tile)
+    return settings.model_copy(update={"batching": chosen})
 
 
 if __name__ == "__main__":

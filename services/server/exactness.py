@@ -11,11 +11,26 @@ from torch import Tensor
 from fednano.model.language import LanguageModel
 from fednano.model.packing import OutputKind, Passage
 from services.server.passes import run_group
+from services.server.settings import Batching
 
 ROW_TILES = (8, 16, 32, 64)
 # Fewer rows than any tile, a row more than a tile, ragged sequences, and enough rows for a kernel's widest blocks.
 _LENGTHS: tuple[tuple[int, ...], ...] = ((3,), (1,), (9, 24), (40, 5, 31), (17,))
 _KINDS: tuple[OutputKind, ...] = ("hidden_states", "logits")
+
+
+def choose_batching(asked: Batching, model: LanguageModel) -> Batching:
+    """What ``auto`` and ``exact`` come to with this model on this machine; sets the model's row tile to what it takes.
+
+    Where no tile is exact, no passes are shared.
+    """
+    if asked == "auto":
+        asked = "exact" if model.device.type == "cpu" else "close"
+    if asked != "exact":
+        return asked
+    tile = exact_row_tile(model)
+    model.row_tile = tile or model.row_tile
+    return "exact" if tile else "off"
 
 
 def exact_row_tile(model: LanguageModel) -> int | None:

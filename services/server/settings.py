@@ -6,6 +6,8 @@ from pydantic import Field
 
 from fednano.config import ServiceSettings
 
+Batching = Literal["auto", "exact", "close", "off"]
+
 
 class ServerSettings(ServiceSettings):
     """What the LLM server needs beyond what every service needs."""
@@ -15,7 +17,7 @@ class ServerSettings(ServiceSettings):
     compute_type: Literal["float32", "float16", "bfloat16"] = Field("float32", description="type the model computes in")
     threads: int = Field(1, ge=1, le=1024, description="CPU threads of a pass")
     max_pass_tokens: int = Field(16_384, ge=1, description="most tokens of a pass, and of one stream's decoding caches")
-    batching: Literal["auto", "exact", "close", "off"] = Field(
+    batching: Batching = Field(
         "auto",
         description="whether clients share passes: exact where nobody's bits change by it, which is tried at start; "
         "close also where they do, by rounding; auto is exact on a CPU and close elsewhere",

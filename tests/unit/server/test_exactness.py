@@ -9,7 +9,7 @@ from fednano.model.attention import NAME
 from fednano.model.language import LanguageModel
 from fednano.model.manifest import Manifest
 from fednano.model.packing import JoinedPass, OutputKind
-from services.server.exactness import ROW_TILES, exact_row_tile
+from services.server.exactness import ROW_TILES, choose_batching, exact_row_tile
 
 
 def test_the_preset_is_exact_with_the_tile_that_it_starts_with() -> None:
@@ -29,6 +29,17 @@ def test_a_model_whose_bits_depend_on_its_neighbours_has_no_tile() -> None:
     exact = nano()
     model = Inexact(exact._model, exact.manifest)
     assert exact_row_tile(model) is None
+    assert model.row_tile == 8
+    assert choose_batching("auto", model) == choose_batching("exact", model) == "off"
+    assert choose_batching("close", model) == "close"
+
+
+def test_on_a_cpu_clients_share_passes_where_that_changes_no_bit() -> None:
+    model = nano()
+    model.row_tile = 1
+    assert choose_batching("off", model) == "off"
+    assert model.row_tile == 1
+    assert choose_batching("auto", model) == "exact"
     assert model.row_tile == 8
 
 
