@@ -205,7 +205,9 @@ async def test_a_watch_across_a_killed_aggregator_has_every_event_once(tmp_path:
     process.kill()
     await process.start()
     await work(address, tmp_path)
-    rest, errors = await asyncio.to_thread(watching.communicate, timeout=60)
+    # Not by communicate() alone, which does not see what readline() has buffered.
+    rest = await asyncio.to_thread(watching.stdout.read)
+    _, errors = await asyncio.to_thread(watching.communicate, timeout=60)
     process.kill(signal.SIGTERM)
     events = [json.loads(line) for line in [first, *rest.splitlines()]]
     assert [int(event["sequence"]) for event in events] == list(range(1, len(events) + 1))
