@@ -21,7 +21,8 @@ from fednano.v1.run_service_pb2_grpc import RunServiceStub
 
 ENDED = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STATE_CANCELLED)
 RUN_TIMEOUT_S = 240.0
-SHAPE = Shape(clients=2, rounds=3)
+# Rounds enough that a phase of milliseconds, missed on a busy machine, is met in a later one.
+SHAPE = Shape(clients=2, rounds=5)
 
 
 def chaos_config(shape: Shape) -> run_pb2.RunConfig:
@@ -101,7 +102,11 @@ async def run_federation(
         address = await aggregator.start()
         await create(address, chaos_config(shape))
         watch = Watch(address=address)
-        clients = [PacedClient(client_id=f"c{n}", address=address, folder=folder) for n in range(shape.clients)]
+        # One after the other, so that there is a time at which some have answered and some have not.
+        clients = [
+            PacedClient(client_id=f"c{n}", address=address, folder=folder, think_s=0.2 + 0.3 * n)
+            for n in range(shape.clients)
+        ]
         async with asyncio.TaskGroup() as group:
             group.create_task(watch.follow())
             group.create_task(clients[0].live())
