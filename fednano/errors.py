@@ -148,6 +148,26 @@ class StoreUnavailable(WireError):
     reason, code, retryable = pb.ERROR_REASON_STORE_UNAVAILABLE, "UNAVAILABLE", True
 
 
+class Unauthenticated(WireError):
+    """Nobody knows who calls. Facts: ``fault``, such as "expired"."""
+
+    reason, code = pb.ERROR_REASON_UNAUTHENTICATED, "UNAUTHENTICATED"
+
+
+class RoleDenied(WireError):
+    reason, code = pb.ERROR_REASON_ROLE_DENIED, "PERMISSION_DENIED"
+
+
+class NotTheClient(WireError):
+    """A client named another one than its certificate does."""
+
+    reason, code = pb.ERROR_REASON_NOT_THE_CLIENT, "PERMISSION_DENIED"
+
+
+class JoinTokenRefused(WireError):
+    reason, code = pb.ERROR_REASON_JOIN_TOKEN_REFUSED, "PERMISSION_DENIED"
+
+
 class LocalError(FednanoError):
     """An error that never crosses the wire: what is wrong lies on this machine."""
 
