@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fednano.errors import FieldInvalid, StreamMalformed
 from fednano.v1 import tensor_pb2 as pb
+from fednano.wire.encodings import ENCODING_NAMES
 from fednano.wire.tensors import check_spec, decode_tensor, encode_tensor
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
@@ -45,9 +46,9 @@ def test_int8_errs_at_most_half_a_step_of_the_block(shape: list[int], seed: int,
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("encoding", [pb.ENCODING_RAW, pb.ENCODING_BLOCKWISE_INT8])
+@pytest.mark.parametrize("encoding", ENCODING_NAMES)
 def test_a_value_that_is_not_finite_is_never_hidden(value: float, encoding: "pb.Encoding.ValueType") -> None:
-    spec, payload = encode_tensor(torch.tensor([1.0, value, 2.0]), encoding)
+    spec, payload = encode_tensor(torch.tensor([1.0] * 100 + [value, 2.0]), encoding)
     assert not torch.isfinite(decode_tensor(spec, payload)).all()
 
 
