@@ -28,18 +28,28 @@ CHANNEL_OPTIONS = [
     # A channel of our own for each peer: no subchannel shared with a stranger's back-off.
     ("grpc.use_local_subchannel_pool", 1),
 ]
+# For a name that has several addresses: the next call goes to the next of those that answer, and where one is lost,
+# the name is looked up again, at most this often.
+NAME_OPTIONS = [
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+]
 
 
 def open_channel(address: str, security: Security) -> grpc.aio.Channel:
-    """A channel to ``address``; connecting happens on the first call, and again by itself whenever it is lost."""
+    """A channel to ``address``; connecting happens on the first call, and again by itself whenever it is lost.
+
+    An address such as ``dns:///name:port`` is all the addresses that the name has.
+    """
+    options = CHANNEL_OPTIONS + (NAME_OPTIONS if address.startswith("dns:") else [])
     if security.insecure:
-        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, options=options)
     credentials = grpc.ssl_channel_credentials(
         root_certificates=read_pem(security.tls_ca),
         private_key=read_pem(security.tls_key),
         certificate_chain=read_pem(security.tls_cert),
     )
-    return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 async def wait_until_serving(channel: grpc.aio.Channel, service: str, peer: str, timeout_s: float) -> None:

@@ -31,13 +31,22 @@ def is_session_lost(error: BaseException) -> bool:
     return is_retryable(error) or isinstance(error, StepUnknown) or torn
 
 
-def redo(attempt: Callable[[], ResultT], *, what: str, give_up_after_s: float, abandoned: threading.Event) -> ResultT:
+def redo(
+    attempt: Callable[[], ResultT],
+    *,
+    what: str,
+    give_up_after_s: float,
+    abandoned: threading.Event,
+    before_retry: Callable[[], None] | None = None,
+) -> ResultT:
     """The result of ``attempt``, made anew after each lost session; blocks the calling thread.
 
     Raises the last failure after ``give_up_after_s`` seconds, or as soon as ``abandoned`` is set.
     """
 
     def say(state: RetryCallState) -> None:
+        if before_retry is not None:
+            before_retry()
         failure = state.outcome.exception() if state.outcome else None
         log.warning("session_lost", what=what, attempt=state.attempt_number, why=_message(failure))
 

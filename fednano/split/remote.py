@@ -8,6 +8,7 @@ S: tokens of a packed batch   D: hidden size   V: vocabulary   N: answer positio
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from itertools import count
@@ -34,7 +35,8 @@ ResultT = TypeVar("ResultT")
 class RemoteLanguageModel:
     """For one thread at a time, and never the one that runs ``loop``.
 
-    Sessions are opened when they are needed. Where one is lost, a new one does the pass again from inputs kept here;
+    Sessions are opened when they are needed. Where one is lost, a new one does the pass again from inputs kept here, on
+    the next of ``replicas``, servers of the same model, and on ``stub`` again after the last of them;
     ``give_up_after_s`` bounds how long that is tried, ``abandoned`` ends it at once.
     """
 
@@ -46,8 +48,10 @@ class RemoteLanguageModel:
         *,
         give_up_after_s: float = 600.0,
         abandoned: threading.Event | None = None,
+        replicas: "Sequence[SplitServiceAsyncStub]" = (),
     ) -> None:
-        self._stub = stub
+        # The one in use is the first.
+        self._stubs = deque([stub, *replicas])
         self._loop = loop
         self._terms = terms
         self._give_up_after_s = give_up_after_s
@@ -89,7 +93,7 @@ class RemoteLanguageModel:
         eos_token_id = edge.parts.processor.eos_token_id
 
         def attempt() -> list[list[int]]:
-            stream = DecodeStream(self._stub, self._terms, self.traffic, self._run)
+            stream = DecodeStream(self._stubs[0], self._terms, self.traffic, self._run)
             try:
                 return greedy_decode(
                     edge, stream.decode, prompts, eos_token_id=eos_token_id, max_new_tokens=max_new_tokens
@@ -107,7 +111,13 @@ class RemoteLanguageModel:
             self._loop.call_soon_threadsafe(session.cancel)
 
     def _redo(self, attempt: Callable[[], ResultT], what: str) -> ResultT:
-        return redo(attempt, what=what, give_up_after_s=self._give_up_after_s, abandoned=self._abandoned)
+        return redo(
+            attempt,
+            what=what,
+            give_up_after_s=self._give_up_after_s,
+            abandoned=self._abandoned,
+            before_retry=lambda: self._stubs.rotate(-1),
+        )
 
     def _run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         """Waits for ``work`` on the loop. Frames have their own deadlines: this one only guards against a dead loop."""
@@ -143,7 +153,7 @@ class RemoteLanguageModel:
 
     async def _open(self) -> StepSession:
         if self._session is None:
-            self._session = await StepSession.open(self._stub, self._terms, self.traffic)
+            self._session = await StepSession.open(self._stubs[0], self._terms, self.traffic)
         return self._session
 
     def _drop(self, session: StepSession) -> None:

@@ -1,6 +1,7 @@
 """The client's life: wait for its peers, join a run, do task after task, leave when the run has ended."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from structlog.contextvars import bind_contextvars
 from fednano.errors import ResourceNotFound, RunEnded, WireError
 from fednano.names import ClientName
 from fednano.rpc.channels import open_channel, wait_until_serving
+from fednano.rpc.replicas import first_serving, open_replicas, replica_addresses
 from fednano.rpc.retry import call_with_retry
 from fednano.split.remote import RemoteLanguageModel
 from fednano.split.session import SessionTerms
@@ -48,11 +50,10 @@ class Agent:
         settings = self._settings
         holdings = await asyncio.to_thread(load_holdings, settings)
         async with (
-            open_channel(settings.server, settings.security) as server,
+            open_replicas(replica_addresses(settings.server, settings.client_id), settings.security) as servers,
             open_channel(settings.aggregator, settings.security) as aggregator,
         ):
-            split = SplitServiceStub(server)
-            model = await self._wait_for_server(server, split, holdings)
+            model = await self._wait_for_server(servers, holdings)
             peer = f"the aggregator at {settings.aggregator}"
             log.info("waiting", what=peer)
             await wait_until_serving(aggregator, "fednano.v1.AggregatorService", peer, settings.aggregator_wait_s)
@@ -63,19 +64,19 @@ class Agent:
                 metrics=self._progress.metrics,
             )
             with suppress(RunEnded):
-                await self._take_part(link, split, model, holdings)
+                splits = [SplitServiceStub(server) for server in servers.values()]
+                await self._take_part(link, splits, model, holdings)
         log.info("run_ended")
 
     def abandon(self) -> None:
         """Ends the computing under way soon; the process is being stopped."""
         self._progress.abandoned.set()
 
-    async def _wait_for_server(
-        self, channel: grpc.aio.Channel, split: "SplitServiceAsyncStub", holdings: Holdings
-    ) -> Model:
+    async def _wait_for_server(self, servers: Mapping[str, grpc.aio.Channel], holdings: Holdings) -> Model:
         peer = self._server_name
         log.info("waiting", what=peer)
-        await wait_until_serving(channel, "fednano.v1.SplitService", peer, self._settings.server_wait_s)
+        serving = await first_serving(servers, "fednano.v1.SplitService", peer, self._settings.server_wait_s)
+        split = SplitServiceStub(servers[serving])
         response = await call_with_retry(
             lambda: split.GetModel(GetModelRequest(), timeout=CALL_TIMEOUT_S),
             peer=peer,
@@ -86,7 +87,7 @@ class Agent:
         return response.model
 
     async def _take_part(
-        self, link: AggregatorLink, split: "SplitServiceAsyncStub", model: Model, holdings: Holdings
+        self, link: AggregatorLink, splits: "Sequence[SplitServiceAsyncStub]", model: Model, holdings: Holdings
     ) -> None:
         joined = await self._join(link, holdings)
         client = ClientName.parse(joined.client.name, "client.name")
@@ -98,11 +99,12 @@ class Agent:
             progress_timeout_s=self._settings.progress_timeout_s,
         )
         language = RemoteLanguageModel(
-            split,
+            splits[0],
             asyncio.get_running_loop(),
             terms,
             give_up_after_s=self._settings.server_wait_s,
             abandoned=self._progress.abandoned,
+            replicas=splits[1:],
         )
         work = LocalWork(
             holdings,

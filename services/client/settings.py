@@ -16,7 +16,10 @@ class ClientSettings(ServiceSettings):
     run: str = Field("", description="runs/{run} to join; empty joins the newest run that has not ended")
     examples: Path = Field(description="folder of examples in the IconQA layout, with problems.json in it")
     model: str = Field("nano", description="name of a preset, or a model's folder with edge/ in it")
-    server: str = Field(description="host:port of the LLM server")
+    server: str = Field(
+        description="host:port of the LLM server; commas between several that serve the same model: where one is lost,"
+        " the next does the step again"
+    )
     aggregator: str = Field(description="host:port of the aggregator")
     state: Path | None = Field(
         None,
