@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fednano.cli import adapter_commands, client_commands, create_command, round_commands, run_commands
+from fednano.cli import (
+    adapter_commands,
+    client_commands,
+    create_command,
+    examples_command,
+    round_commands,
+    run_commands,
+)
 from fednano.cli.commands import operator_command
 from fednano.cli.exits import EXIT_WORDS, or_exit
 from fednano.cli.options import DemoMethod, DemoOptions
@@ -25,6 +32,7 @@ app.add_typer(run_commands.app, name="run")
 app.add_typer(round_commands.app, name="round")
 app.add_typer(client_commands.app, name="client")
 app.add_typer(adapter_commands.app, name="adapter")
+app.add_typer(examples_command.app, name="examples")
 operator_command(app, "status")(status)
 
 

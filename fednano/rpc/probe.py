@@ -1,0 +1,88 @@
+"""python -m fednano.rpc.probe: whether the service that has these settings serves, for a container's health check.
+
+It reads the service's own FEDNANO_* variables and shows the service's own certificate. Exit status: 0 where it serves,
+1 with one line on stderr where it does not, 2 for wrong settings.
+"""
+
+import sys
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from grpc_health.v1 import health_pb2
+
+from fednano.config import ServiceSettings, read_settings
+from fednano.errors import FednanoError, PeerUnavailable
+
+# Twice python's start lies within a health check's time limit.
+TIMEOUT_S = 5.0
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+ANY_HOST = frozenset({"0.0.0.0", "[::]", "::", ""})  # noqa: S104 - it is compared with, not listened on
+
+
+def main() -> int:
+    try:
+        probe(read_settings(ServiceSettings))
+    except FednanoError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 1 if isinstance(error, PeerUnavailable) else 2
+    return 0
+
+
+def probe(settings: ServiceSettings) -> None:
+    """Returns where the service's health is SERVING; raises PeerUnavailable otherwise."""
+    address = own_address(settings.listen)
+    with _channel(address, settings) as channel:
+        check = channel.unary_unary(
+            HEALTH_CHECK,
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            answer = check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise PeerUnavailable(f"{address} does not answer: {error}", peer=address) from None
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        raise PeerUnavailable(f"{address} is {status}", peer=address)
+
+
+def own_address(listen: str) -> str:
+    """Where a process on the same machine reaches what listens there."""
+    host, _, port = listen.rpartition(":")
+    return f"localhost:{port}" if host in ANY_HOST else listen
+
+
+def _channel(address: str, settings: ServiceSettings) -> grpc.Channel:
+    if settings.insecure:
+        return grpc.insecure_channel(address)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_read(settings.tls_ca),
+        private_key=_read(settings.tls_key),
+        certificate_chain=_read(settings.tls_cert),
+    )
+    # Its own name need not be one of this machine's: what is asked is whether the service itself answers.
+    name = certificate_host(_read(settings.tls_cert))
+    options = [("grpc.ssl_target_name_override", name)] if name else []
+    return grpc.secure_channel(address, credentials, options=options)
+
+
+def certificate_host(certificate_pem: bytes) -> str:
+    """The first host that a certificate is for, or "" where it is for none."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ""
+    hosts = names.get_values_for_type(x509.DNSName)
+    return hosts[0] if hosts else ""
+
+
+def _read(path: Path | None) -> bytes:
+    if path is None or not path.is_file():
+        raise PeerUnavailable(f"no certificate file at {path}", peer="")
+    return path.read_bytes()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
