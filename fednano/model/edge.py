@@ -78,9 +78,18 @@ class NanoEdge(nn.Module):
 
     def answer_nll(self, language: LanguageHalf, inputs_embeds_SD: Tensor, batch: PackedBatch) -> Tensor:
         """Each example's negative log-likelihood [B]: the sum over its answer's tokens."""
+        return nll_of(self.answer_logits(language, inputs_embeds_SD, batch), batch.answer_ids_N, batch)
+
+    def answer_logits(self, language: LanguageHalf, inputs_embeds_SD: Tensor, batch: PackedBatch) -> Tensor:
+        """[N, V], where answers' tokens are predicted."""
         outputs = language.forward(inputs_embeds_SD, batch.sequence_lengths, batch.output_positions, self.output_kind)
-        nll_N = F.cross_entropy(self.logits(outputs), batch.answer_ids_N, reduction="none")
-        return torch.zeros(batch.example_count).index_add(0, batch.example_index_N, nll_N)
+        return self.logits(outputs)
+
+
+def nll_of(logits_NV: Tensor, answer_ids_N: Tensor, batch: PackedBatch) -> Tensor:
+    """The negative log-likelihood [B] of each example's part of the answers."""
+    nll_N = F.cross_entropy(logits_NV, answer_ids_N, reduction="none")
+    return torch.zeros(batch.example_count).index_add(0, batch.example_index_N, nll_N)
 
 
 @torch.no_grad()

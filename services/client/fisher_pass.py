@@ -1,6 +1,7 @@
-"""The pass over the client's examples, after training, that estimates Fisher information.
+"""The pass over the client's examples, before or after training, that estimates Fisher information.
 
-S: tokens of a packed batch   D: hidden size   M: tokens of a modality
+S: tokens of a packed batch   D: hidden size   M: tokens of a modality   H: two halves of the examples
+B: batch   N: answer positions   V: vocabulary
 """
 
 from collections.abc import Callable, Sequence
@@ -8,10 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fednano.fisher import AdapterPass, FisherMean, squared_gradient_sums
+from fednano.fisher import AdapterPass, FisherMean, squared_gradient_halves
 from fednano.model.adapter import MODALITIES
 from fednano.model.batch import EncodedExample, PackedBatch, consecutive, pack
-from fednano.model.edge import LanguageHalf, NanoEdge, positions_of
+from fednano.model.edge import LanguageHalf, NanoEdge, nll_of, positions_of
 
 FISHER_BATCH = 64
 
@@ -25,27 +26,52 @@ def fisher_information(
     after_batch: Callable[[], None],
 ) -> dict[str, Tensor]:
     """The mean over examples of each one's squared gradient, by the names and in the shapes of the adapter file."""
+    return estimate_fisher(edge, language, examples, max_pass_tokens=max_pass_tokens, after_batch=after_batch).mean()
+
+
+def estimate_fisher(
+    edge: NanoEdge,
+    language: LanguageHalf,
+    examples: Sequence[EncodedExample],
+    *,
+    max_pass_tokens: int,
+    after_batch: Callable[[], None],
+    labels: torch.Generator | None = None,
+) -> FisherMean:
+    """As ``fisher_information``; with ``labels``, of labels that it draws from the model's own distribution."""
     mean = FisherMean()
     for group in consecutive(examples, most_examples=FISHER_BATCH, most_tokens=max_pass_tokens):
         batch = pack(group, edge.parts.processor.image_token_id)
-        mean.add(_batch_sums(edge, batch, _input_gradients(edge, language, batch)), batch.example_count)
+        gradients_SD = input_gradients(edge, language, batch, labels)
+        mean.add(batch_halves(edge, batch, gradients_SD, mean.example_count), batch.example_count)
         after_batch()
-    return mean.mean()
+    return mean
 
 
-def _input_gradients(edge: NanoEdge, language: LanguageHalf, batch: PackedBatch) -> Tensor:
+def input_gradients(
+    edge: NanoEdge, language: LanguageHalf, batch: PackedBatch, labels: torch.Generator | None
+) -> Tensor:
     """Of the sum, not the mean, of the examples' losses: so that no example's gradient depends on the batch."""
     with torch.no_grad():
         inputs_embeds_SD = edge(batch)
     inputs_embeds_SD.requires_grad_()
-    nll_B = edge.answer_nll(language, inputs_embeds_SD, batch)
+    if labels is None:
+        nll_B = edge.answer_nll(language, inputs_embeds_SD, batch)
+    else:
+        logits_NV = edge.answer_logits(language, inputs_embeds_SD, batch)
+        drawn_N = torch.multinomial(logits_NV.detach().softmax(-1), 1, generator=labels).squeeze(1)
+        nll_B = nll_of(logits_NV, drawn_N, batch)
     gradients_SD: Tensor = torch.autograd.grad(nll_B.sum(), inputs_embeds_SD)[0]
     return gradients_SD
 
 
 @torch.no_grad()
-def _batch_sums(edge: NanoEdge, batch: PackedBatch, gradients_SD: Tensor) -> dict[str, Tensor]:
-    sums: dict[str, Tensor] = {}
+def batch_halves(edge: NanoEdge, batch: PackedBatch, gradients_SD: Tensor, first_index: int) -> dict[str, Tensor]:
+    """Sums of the examples' squared gradients [H, ...] as FisherMean takes them, by the names of the adapter file.
+
+    ``gradients_SD`` is of the sum of the examples' losses, at what the adapters gave.
+    """
+    halves: dict[str, Tensor] = {}
     for modality in MODALITIES:
         adapter = edge.adapters.of(modality)
         if adapter is None:
@@ -57,6 +83,7 @@ def _batch_sums(edge: NanoEdge, batch: PackedBatch, gradients_SD: Tensor) -> dic
             example_index_M=batch.example_index_S[positions_M],
             example_count=batch.example_count,
         )
-        down, up = squared_gradient_sums(seen, adapter.down.weight, adapter.up.weight, adapter.scale)
-        sums |= {f"{modality}.down.weight": down, f"{modality}.up.weight": up}
-    return sums
+        weights = adapter.down.weight, adapter.up.weight
+        down, up = squared_gradient_halves(seen, *weights, adapter.scale, first_index=first_index)
+        halves |= {f"{modality}.down.weight": down, f"{modality}.up.weight": up}
+    return halves

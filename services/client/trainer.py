@@ -10,8 +10,11 @@ from torch import Tensor
 from fednano.model.batch import EncodedExample, pack
 from fednano.model.edge import LanguageHalf, NanoEdge
 from fednano.v1.run_pb2 import TrainConfig
+from services.client.fisher_path import FisherPath
+from services.client.proximal import ProximalTerm
 
 WEIGHTS = "adapter."
+FISHER = "fisher."
 # What AdamW keeps for each parameter.
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -26,10 +29,22 @@ class Position:
 
 
 class LocalTraining:
-    """Trains an edge's adapters in place; AdamW starts afresh, or from where ``restore`` puts it."""
+    """Trains an edge's adapters in place; AdamW starts afresh, or from where ``restore`` puts it.
 
-    def __init__(self, edge: NanoEdge, language: LanguageHalf, config: TrainConfig) -> None:
-        self._edge, self._language, self._config = edge, language, config
+    ``proximal_mu`` holds them near where they are now; ``fisher`` gathers from every step.
+    """
+
+    def __init__(
+        self,
+        edge: NanoEdge,
+        language: LanguageHalf,
+        config: TrainConfig,
+        *,
+        proximal_mu: float = 0.0,
+        fisher: FisherPath | None = None,
+    ) -> None:
+        self._edge, self._language, self._config, self._fisher = edge, language, config, fisher
+        self._proximal = ProximalTerm(edge.adapters, proximal_mu)
         self._optimizer = torch.optim.AdamW(edge.adapters.parameters(), lr=config.learning_rate, weight_decay=0.0)
         self.position = Position()
 
@@ -50,8 +65,13 @@ class LocalTraining:
     def _step(self, examples: Sequence[EncodedExample]) -> None:
         batch = pack(examples, self._edge.parts.processor.image_token_id)
         self._optimizer.zero_grad()
-        loss = self._edge.answer_nll(self._language, self._edge(batch), batch).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        inputs_embeds_SD = self._edge(batch)
+        inputs_embeds_SD.retain_grad()
+        loss = self._edge.answer_nll(self._language, inputs_embeds_SD, batch).mean()
+        (loss + self._proximal()).backward()  # type: ignore[no-untyped-call]
+        if self._fisher is not None:
+            step = self.position.step_count
+            self._fisher.add(self._edge, self._language, batch, inputs_embeds_SD.grad, step=step)
         self._optimizer.step()
         self.position = Position(
             step_count=self.position.step_count + 1,
@@ -60,11 +80,13 @@ class LocalTraining:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of the weights and of what AdamW keeps, as ``restore`` takes them."""
+        """Copies of the weights, of what AdamW keeps and of the Fisher sums, as ``restore`` takes them."""
         saved = {f"{WEIGHTS}{name}": parameter.detach().clone() for name, parameter in self._parameters().items()}
         for name, parameter in self._parameters().items():
             kept = self._optimizer.state[parameter]
             saved |= {f"{moment}.{name}": kept[moment].clone() for moment in MOMENTS if moment in kept}
+        if self._fisher is not None:
+            saved |= {f"{FISHER}{name}": halves for name, halves in self._fisher.mean.tensors().items()}
         return saved
 
     def expects(self, tensors: Mapping[str, Tensor]) -> bool:
@@ -76,6 +98,8 @@ class LocalTraining:
             wanted |= {
                 f"{moment}.{name}": (shape, torch.float32) for moment, shape in zip(MOMENTS, shapes, strict=True)
             }
+            if self._fisher is not None:
+                wanted[f"{FISHER}{name}"] = (torch.Size((2, *parameter.shape)), torch.float64)
         return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == wanted
 
     def restore(self, tensors: Mapping[str, Tensor], position: Position) -> None:
@@ -86,6 +110,8 @@ class LocalTraining:
         self._edge.adapters.load_state_dict({name: tensors[f"{WEIGHTS}{name}"] for name in names})
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        if self._fisher is not None:
+            self._fisher.mean.restore({name: tensors[f"{FISHER}{name}"] for name in names}, position.example_count)
         self.position = position
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -1,9 +1,12 @@
 """The batched Fisher information is that of a loop over examples, one backward pass each."""
 
+import math
+
+import pytest
 import torch
 from torch import Tensor
 
-from fednano.fisher import AdapterPass, FisherMean, squared_gradient_sums
+from fednano.fisher import AdapterPass, FisherMean, squared_gradient_halves, squared_gradient_sums
 
 D, R, SCALE = 12, 3, 2.0
 LENGTHS = (4, 1, 7, 2)
@@ -76,7 +79,47 @@ def test_an_example_without_tokens_of_the_modality_adds_nothing() -> None:
 
 def test_the_mean_is_over_all_examples_of_all_batches() -> None:
     mean = FisherMean()
-    mean.add({"b": torch.tensor([6.0], dtype=torch.float64), "a": torch.tensor([3.0], dtype=torch.float64)}, 2)
-    mean.add({"b": torch.tensor([3.0], dtype=torch.float64), "a": torch.tensor([0.0], dtype=torch.float64)}, 1)
+    mean.add({"b": halves(4.0, 2.0), "a": halves(3.0, 0.0)}, 2)
+    mean.add({"b": halves(0.0, 3.0), "a": halves(0.0, 0.0)}, 1)
     assert {name: tensor.tolist() for name, tensor in mean.mean().items()} == {"a": [1.0], "b": [3.0]}
     assert list(mean.mean()) == ["a", "b"]
+
+
+def test_every_other_example_is_of_the_other_half_across_batches() -> None:
+    seen, down_RD, up_DR = batch()
+    for first_index in (0, 1):
+        found = squared_gradient_halves(seen, down_RD, up_DR, SCALE, first_index=first_index)[1]
+        even, odd = (squared_gradient_sums(only(seen, kept), down_RD, up_DR, SCALE)[1] for kept in ((0, 2), (1, 3)))
+        torch.testing.assert_close(found, torch.stack([odd, even] if first_index else [even, odd]))
+
+
+def only(seen: AdapterPass, kept: tuple[int, ...]) -> AdapterPass:
+    """The pass with the gradients of all other examples at zero."""
+    is_kept_M = torch.isin(seen.example_index_M, torch.tensor(kept))
+    return AdapterPass(
+        inputs_MD=seen.inputs_MD,
+        output_gradients_MD=seen.output_gradients_MD * is_kept_M[:, None],
+        example_index_M=seen.example_index_M,
+        example_count=seen.example_count,
+    )
+
+
+def test_split_half_reliability_is_the_halves_correlation_for_twice_as_many_examples() -> None:
+    mean = FisherMean()
+    assert math.isnan(mean.reliability())
+    even, odd = torch.tensor([1.0, 2.0, 3.0, 7.0]), torch.tensor([2.0, 1.0, 5.0, 4.0])
+    mean.add({"a": torch.stack([even[:2], odd[:2]]), "b": torch.stack([even[2:], odd[2:]])}, 6)
+    correlation = float(torch.corrcoef(torch.stack([even, odd]))[0, 1])
+    assert mean.reliability() == pytest.approx(2 * correlation / (1 + correlation), rel=1e-6)
+
+
+def test_one_example_has_no_reliability_and_two_alike_have_all() -> None:
+    alone, alike = FisherMean(), FisherMean()
+    alone.add({"a": torch.tensor([[1.0, 2.0], [0.0, 0.0]])}, 1)
+    alike.add({"a": torch.tensor([[1.0, 2.0], [1.0, 2.0]])}, 2)
+    assert math.isnan(alone.reliability())
+    assert alike.reliability() == pytest.approx(1.0)
+
+
+def halves(even: float, odd: float) -> Tensor:
+    return torch.tensor([[even], [odd]], dtype=torch.float64)
