@@ -97,7 +97,9 @@ class DecodeStream:
                 self._stub.Decode(), peer=self._terms.peer, progress_timeout_s=self._terms.progress_timeout_s
             )
             await stream.send(pb.DecodeRequest(open_session=self._terms.opening()))
-            if (await stream.receive()).WhichOneof("frame") != "session_opened":
+            answer = await stream.receive()
+            if answer.WhichOneof("frame") != "session_opened":
                 raise StreamMalformed(f"{self._terms.peer} did not open the session", peer=self._terms.peer)
+            self._terms.check_granted(answer.session_opened)
             self._stream = stream
         return self._stream

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fednano.errors import StreamMalformed
+from fednano.errors import StreamMalformed, Unsupported
 from fednano.model.edge import OutputKind
 from fednano.model.manifest import Manifest
 from fednano.split.frames import FrameStream
@@ -17,6 +17,7 @@ from fednano.split.traffic import Traffic
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1.tensor_pb2 import ENCODING_RAW, Encoding, TensorSpec
 from fednano.wire.chunks import split_chunks
+from fednano.wire.encodings import ENCODING_NAMES
 from fednano.wire.tensors import encode_tensor
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ class SessionTerms:
 
     def opening(self) -> pb.OpenSession:
         return pb.OpenSession(model_digest=self.manifest.digest, run=self.run, encoding=self.encoding)
+
+    def check_granted(self, opened: pb.SessionOpened) -> None:
+        """Raises Unsupported unless the server grants the encoding that was asked for."""
+        if opened.encoding != self.encoding:
+            asked, granted = (ENCODING_NAMES.get(each, str(each)) for each in (self.encoding, opened.encoding))
+            message = f"{self.peer} opened the session with the encoding {granted}, not {asked}"
+            raise Unsupported(message, field="session_opened.encoding", value=granted)
 
     def output_width(self, output_kind: OutputKind) -> int:
         return self.manifest.hidden_size if output_kind == "hidden_states" else self.manifest.vocab_size
@@ -75,7 +83,9 @@ class StepSession:
             stub.StreamSteps(), peer=terms.peer, progress_timeout_s=terms.progress_timeout_s
         )
         await stream.send(pb.StreamStepsRequest(open_session=terms.opening()))
-        _expect((await stream.receive()).WhichOneof("frame"), "session_opened", terms)
+        answer = await stream.receive()
+        _expect(answer.WhichOneof("frame"), "session_opened", terms)
+        terms.check_granted(answer.session_opened)
         return cls(stream, terms, traffic)
 
     async def forward(self, step: Pass) -> Tensor:

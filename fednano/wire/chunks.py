@@ -29,10 +29,12 @@ class Assembly:
 
     def add(self, chunk: pb.TensorChunk) -> None:
         """Raises StreamMalformed for a chunk that is empty, too large, out of order, or past the announced end."""
-        if not 0 < len(chunk.data) <= MAX_CHUNK_BYTES:
-            raise StreamMalformed(f"a chunk has {len(chunk.data)} bytes; 1 to {MAX_CHUNK_BYTES} are allowed")
+        # Each look at the field copies it.
+        piece = chunk.data
+        if not 0 < len(piece) <= MAX_CHUNK_BYTES:
+            raise StreamMalformed(f"a chunk has {len(piece)} bytes; 1 to {MAX_CHUNK_BYTES} are allowed")
         if chunk.offset != len(self.payload):
             raise StreamMalformed(f"a chunk starts at {chunk.offset}, but {len(self.payload)} bytes have come")
-        if len(self.payload) + len(chunk.data) > self.size_bytes:
+        if len(self.payload) + len(piece) > self.size_bytes:
             raise StreamMalformed(f"the chunks are longer than the {self.size_bytes} bytes that were announced")
-        self.payload += chunk.data
+        self.payload += piece

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from fednano.errors import FieldInvalid, ModelDigestMismatch, StreamMalformed
+from fednano.errors import FieldInvalid, ModelDigestMismatch, StreamMalformed, Unsupported
 from fednano.model.language import LanguageModel
 from fednano.model.packing import OutputKind
 from fednano.names import RunName
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import tensor_pb2 as tpb
+from fednano.wire.encodings import ENCODING_NAMES
 from fednano.wire.tensors import check_spec
 
 _OUTPUT_KINDS: dict[int, OutputKind] = {
@@ -18,8 +19,8 @@ _OUTPUT_KINDS: dict[int, OutputKind] = {
 _WIDEST_ELEMENT_BYTES = 4
 
 
-def check_open(frame: pb.OpenSession | None, digest: str) -> pb.OpenSession:
-    """The opening frame, if it is one and fits the model whose digest is given."""
+def check_open(frame: pb.OpenSession | None, digest: str, offered: Sequence[str]) -> pb.OpenSession:
+    """The opening frame, if it is one, fits the model whose digest is given, and asks for an encoding on offer."""
     if frame is None:
         raise StreamMalformed("the first frame of a stream is open_session")
     if frame.model_digest != digest:
@@ -29,11 +30,20 @@ def check_open(frame: pb.OpenSession | None, digest: str) -> pb.OpenSession:
             expected_digest=digest,
             actual_digest=frame.model_digest,
         )
-    if frame.encoding not in (tpb.ENCODING_RAW, tpb.ENCODING_BLOCKWISE_INT8):
-        raise FieldInvalid("encoding must be RAW or BLOCKWISE_INT8", field="open_session.encoding")
+    _check_encoding(frame.encoding, offered)
     if frame.run:
         RunName.parse(frame.run, "open_session.run")
     return frame
+
+
+def _check_encoding(asked: "tpb.Encoding.ValueType", offered: Sequence[str]) -> None:
+    field = "open_session.encoding"
+    if asked == tpb.ENCODING_UNSPECIFIED:
+        raise FieldInvalid("the opening frame says no encoding; RAW keeps every bit", field=field)
+    name = ENCODING_NAMES.get(asked, str(asked))
+    if name not in offered:
+        message = f"the encoding {name} is not on offer here: open the session with one of {', '.join(offered)}"
+        raise Unsupported(message, field=field, value=name)
 
 
 def check_forward(step: pb.ForwardStep, model: LanguageModel, max_pass_tokens: int) -> OutputKind:

@@ -9,7 +9,7 @@ from fednano.telemetry import get_logger
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import tensor_pb2 as tpb
 from services.server import checks
-from services.server.frames import Frames, chunks_of
+from services.server.frames import Frames
 from services.server.passes import Encoded, finite_tensor, run_decode
 from services.server.requests import LoneRequest
 from services.server.seat import Seat
@@ -37,9 +37,10 @@ class DecodeSession:
         if opening is None:
             return
         opened = opening.open_session if opening.HasField("open_session") else None
-        session = checks.check_open(opened, self._model.manifest.digest)
+        session = checks.check_open(opened, self._model.manifest.digest, self._settings.wire_encodings)
         self._encoding = session.encoding
-        answer = pb.SessionOpened(max_pending_steps=self._settings.max_pending_steps)
+        self._frames.agree(session.encoding)
+        answer = pb.SessionOpened(max_pending_steps=self._settings.max_pending_steps, encoding=session.encoding)
         await self._frames.send(pb.DecodeResponse(session_opened=answer))
         bind_contextvars(run=session.run)
         log.info("decoding_opened")
@@ -61,7 +62,7 @@ class DecodeSession:
             )
             spec, encoded = await self._seat.alone(request)
         await self._frames.send(pb.DecodeResponse(result=pb.DecodeResult(output=spec)))
-        for chunk in chunks_of(encoded):
+        for chunk in self._frames.chunks(encoded):
             await self._frames.send(pb.DecodeResponse(chunk=chunk))
 
     def _check(self, step: pb.DecodeStep) -> OutputKind:

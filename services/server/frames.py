@@ -1,13 +1,15 @@
 """One stream's frames, each read and each written under a deadline."""
 
 import asyncio
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterator
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
-from fednano.errors import NoProgress, StreamMalformed
+from fednano.errors import FieldInvalid, NoProgress, StreamMalformed
 from fednano.v1 import tensor_pb2 as tpb
 from fednano.wire.chunks import Assembly, split_chunks
+from fednano.wire.encodings import ENCODING_NAMES
+from services.server.metrics import ServerMetrics
 
 LINGER_S = 1.0
 LINGER_PAUSE_S = 0.1
@@ -31,15 +33,23 @@ class Writer(Protocol[ResponseT]):
 
 
 class Frames(Generic[RequestT, ResponseT]):
-    """Reads and writes the frames of one stream."""
+    """Reads and writes the frames of one stream; counts the bytes of its tensors."""
 
     def __init__(
-        self, requests: AsyncIterable[RequestT], writer: Writer[ResponseT], *, progress_s: float, idle_s: float
+        self,
+        requests: AsyncIterable[RequestT],
+        writer: Writer[ResponseT],
+        metrics: ServerMetrics,
+        *,
+        progress_s: float,
+        idle_s: float,
     ) -> None:
         self._requests = aiter(requests)
         self._writer = writer
+        self._metrics = metrics
         self._progress_s = progress_s
         self._idle_s = idle_s
+        self._encoding: tpb.Encoding.ValueType = tpb.ENCODING_RAW
 
     async def next_header(self) -> RequestT | None:
         """The next frame, or None where the client has closed its side. NoProgress after the idle bound."""
@@ -48,8 +58,15 @@ class Frames(Generic[RequestT, ResponseT]):
     async def opening(self) -> RequestT | None:
         return await self._read(self._progress_s, "the opening frame")
 
+    def agree(self, encoding: "tpb.Encoding.ValueType") -> None:
+        """To what the session was granted: the client sends this one or RAW, the server this one alone."""
+        self._encoding = encoding
+
     async def payload(self, spec: tpb.TensorSpec) -> bytearray:
         """The bytes that the spec, which was checked, announces."""
+        if spec.encoding not in (tpb.ENCODING_RAW, self._encoding):
+            came, granted = (ENCODING_NAMES[encoding] for encoding in (spec.encoding, self._encoding))
+            raise FieldInvalid(f"a tensor came as {came}, but this session was granted {granted}", field="encoding")
         assembly = Assembly(spec.size_bytes)
         while not assembly.is_complete:
             request = await self._read(self._progress_s, "a chunk")
@@ -57,7 +74,13 @@ class Frames(Generic[RequestT, ResponseT]):
                 raise StreamMalformed(f"the stream ended with {len(assembly.payload)} of {spec.size_bytes} bytes")
             # An unset or other field reads as an empty chunk, which is refused.
             assembly.add(request.chunk)
+        self._metrics.tensor_bytes.labels("received", ENCODING_NAMES[spec.encoding]).inc(spec.size_bytes)
         return assembly.payload
+
+    def chunks(self, payload: memoryview) -> Iterator[tpb.TensorChunk]:
+        """The chunks of an answer, in order."""
+        self._metrics.tensor_bytes.labels("sent", ENCODING_NAMES[self._encoding]).inc(payload.nbytes)
+        return split_chunks(payload)
 
     async def send(self, response: ResponseT) -> None:
         """Raises NoProgress where the client does not read for too long."""
@@ -85,8 +108,3 @@ class Frames(Generic[RequestT, ResponseT]):
                 return await anext(self._requests, None)
         except TimeoutError:
             raise NoProgress(f"{what} did not come within {timeout_s:g} s; the session is closed") from None
-
-
-def chunks_of(payload: memoryview) -> list[tpb.TensorChunk]:
-    """All chunks of a payload, in order."""
-    return list(split_chunks(payload))

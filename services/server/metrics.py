@@ -36,6 +36,12 @@ class ServerMetrics:
             "fednano_server_graph_bytes", "Graphs that await their backward pass.", registry=registry
         )
         self.input_bytes = Gauge("fednano_server_input_bytes", "Clients' tensors taken in.", registry=registry)
+        self.tensor_bytes = Counter(
+            "fednano_server_tensor_bytes",
+            "Encoded bytes of tensors, without their headers.",
+            ["direction", "encoding"],
+            registry=registry,
+        )
         self.graphs_dropped = Counter(
             "fednano_server_graphs_dropped", "Graphs freed to make room for others.", registry=registry
         )

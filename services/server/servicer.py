@@ -12,6 +12,7 @@ from fednano.model.language import LanguageModel
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import split_service_pb2_grpc as rpc
 from fednano.v1 import tensor_pb2 as tpb
+from fednano.wire.encodings import ENCODINGS_BY_NAME
 from services.server.decoding import DecodeSession
 from services.server.frames import Frames
 from services.server.graph_memory import GraphMemory
@@ -59,6 +60,7 @@ class SplitServicer(rpc.SplitServiceServicer):
                 max_sequence_length=model.max_sequence_length,
                 max_pass_tokens=self._settings.max_pass_tokens,
                 compute_type=_COMPUTE_TYPES[model.dtype],
+                encodings=[ENCODINGS_BY_NAME[name] for name in self._settings.wire_encodings],
             )
         )
 
@@ -85,7 +87,7 @@ class SplitServicer(rpc.SplitServiceServicer):
 
     def _frames(self, requests: AsyncIterable[Any], context: Context) -> Frames[Any, Any]:
         progress_s, idle_s = self._settings.progress_timeout_s, self._settings.idle_timeout_s
-        return Frames(requests, context, progress_s=progress_s, idle_s=idle_s)
+        return Frames(requests, context, self._metrics, progress_s=progress_s, idle_s=idle_s)
 
     @asynccontextmanager
     async def _seat(self, context: Context) -> AsyncIterator[Seat]:

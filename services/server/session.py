@@ -11,7 +11,7 @@ from fednano.telemetry import get_logger
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import tensor_pb2 as tpb
 from services.server import checks
-from services.server.frames import Frames, chunks_of
+from services.server.frames import Frames
 from services.server.passes import Arrived, BackwardWork, ForwardWork
 from services.server.requests import BackwardRequest, ForwardRequest
 from services.server.seat import Seat
@@ -39,11 +39,12 @@ class StepSession:
         if opening is None:
             return
         opened = opening.open_session if opening.HasField("open_session") else None
-        session = checks.check_open(opened, self._model.manifest.digest)
+        session = checks.check_open(opened, self._model.manifest.digest, self._settings.wire_encodings)
         self._encoding = session.encoding
+        self._frames.agree(session.encoding)
         bind_contextvars(run=session.run)
         log.info("session_opened")
-        answer = pb.SessionOpened(max_pending_steps=self._settings.max_pending_steps)
+        answer = pb.SessionOpened(max_pending_steps=self._settings.max_pending_steps, encoding=session.encoding)
         await self._frames.send(pb.StreamStepsResponse(session_opened=answer))
         while (request := await self._frames.next_header()) is not None:
             await self._handle(request)
@@ -107,5 +108,5 @@ class StepSession:
 
     async def _answer(self, header: pb.StreamStepsResponse, payload: memoryview) -> None:
         await self._frames.send(header)
-        for chunk in chunks_of(payload):
+        for chunk in self._frames.chunks(payload):
             await self._frames.send(pb.StreamStepsResponse(chunk=chunk))

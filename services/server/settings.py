@@ -1,12 +1,14 @@
 """The LLM server's settings; all bounds that a session is held to are here."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from fednano.config import ServiceSettings
 
 Batching = Literal["auto", "exact", "close", "off"]
+WireEncoding = Literal["raw", "bfloat16", "float16", "int8"]
 
 
 class ServerSettings(ServiceSettings):
@@ -36,9 +38,19 @@ class ServerSettings(ServiceSettings):
     input_memory_bytes: int | None = Field(
         None, ge=0, description="most bytes of clients' tensors taken in; an eighth of the free host memory if unset"
     )
+    wire_encodings: Annotated[tuple[WireEncoding, ...], NoDecode] = Field(
+        ("raw", "bfloat16", "float16", "int8"),
+        min_length=1,
+        description="how tensors may travel, commas between; a session that asks for another one is refused",
+    )
     max_pending_steps: int = Field(4, ge=1, description="most forward passes of a session that await their backward")
     max_queued_passes: int = Field(64, ge=1, description="most requests, over all sessions, that wait for the model")
     max_sessions: int = Field(64, ge=1, description="most streams open at one time")
     pass_timeout_s: float = Field(300.0, gt=0, description="seconds a pass may take, waiting for the model included")
     progress_timeout_s: float = Field(30.0, gt=0, description="seconds between two chunks of one tensor")
     idle_timeout_s: float = Field(600.0, gt=0, description="seconds a session may ask for nothing before it is closed")
+
+    @field_validator("wire_encodings", mode="before")
+    @classmethod
+    def _between_commas(cls, given: object) -> object:
+        return tuple(name.strip() for name in given.split(",")) if isinstance(given, str) else given
