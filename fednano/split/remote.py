@@ -28,6 +28,7 @@ from fednano.split.traffic import Traffic
 
 if TYPE_CHECKING:
     from fednano.v1.split_service_pb2_grpc import SplitServiceAsyncStub
+    from fednano.v1.tensor_pb2 import Encoding
 
 ResultT = TypeVar("ResultT")
 
@@ -61,6 +62,11 @@ class RemoteLanguageModel:
         self._held: set[Pass] = set()
         self.traffic = Traffic()
         self._abandoned = abandoned or threading.Event()
+
+    @property
+    def encoding(self) -> "Encoding.ValueType":
+        """How tensors travel: what comes back depends on it."""
+        return self._terms.encoding
 
     def forward(
         self,

@@ -20,9 +20,17 @@ from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1.aggregator_service_pb2_grpc import AggregatorServiceStub
 from fednano.v1.split_service_pb2 import GetModelRequest, Model
 from fednano.v1.split_service_pb2_grpc import SplitServiceStub
+from fednano.wire.encodings import ENCODINGS_BY_NAME
 from services.client.aggregator_link import CALL_TIMEOUT_S, AggregatorLink
 from services.client.heartbeat import send_heartbeats
-from services.client.joining import check_config, check_digest, join_request, load_holdings, parameter_counts
+from services.client.joining import (
+    check_config,
+    check_digest,
+    check_encoding,
+    join_request,
+    load_holdings,
+    parameter_counts,
+)
 from services.client.local_work import Holdings, LocalWork
 from services.client.metrics import ClientMetrics
 from services.client.progress import Progress
@@ -84,6 +92,7 @@ class Agent:
             give_up_after_s=self._settings.server_wait_s,
         )
         check_digest(response.model.digest, holdings.parts.manifest.digest, peer)
+        check_encoding(response.model, self._settings.wire_encoding, peer)
         return response.model
 
     async def _take_part(
@@ -96,6 +105,7 @@ class Agent:
             manifest=holdings.parts.manifest,
             run=str(client.parent),
             peer=self._server_name,
+            encoding=ENCODINGS_BY_NAME[self._settings.wire_encoding],
             progress_timeout_s=self._settings.progress_timeout_s,
         )
         language = RemoteLanguageModel(

@@ -33,6 +33,7 @@ class TrainingKey(BaseModel):
     base_adapter_sha256: str
     config_sha256: str
     examples_sha256: str
+    wire_encoding: str = "raw"
 
 
 class Checkpoint(BaseModel):

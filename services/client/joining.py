@@ -5,6 +5,8 @@ from fednano.model.edge import NanoEdge
 from fednano.model.parts import load_edge, resolve_model
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import run_pb2
+from fednano.v1.split_service_pb2 import Model
+from fednano.wire.encodings import ENCODING_NAMES, ENCODINGS_BY_NAME
 from services.client.examples import load_example_set
 from services.client.local_work import Holdings, new_adapters
 from services.client.settings import ClientSettings
@@ -58,6 +60,17 @@ def check_config(config: run_pb2.RunConfig, holdings: Holdings) -> None:
             f"the run's adapters are for a hidden size of {config.adapter.hidden_size}, not {manifest.hidden_size}"
         )
         raise Unsupported(message, hidden_size=str(manifest.hidden_size))
+
+
+def check_encoding(model: Model, name: str, peer: str) -> None:
+    """Raises Unsupported where the server does not offer what ``--wire-encoding`` names."""
+    if ENCODINGS_BY_NAME[name] not in model.encodings:
+        offered = ", ".join(ENCODING_NAMES.get(encoding, str(encoding)) for encoding in model.encodings)
+        raise Unsupported(
+            f"{peer} does not take tensors as {name}: give --wire-encoding one of {offered}",
+            field="wire_encoding",
+            value=name,
+        )
 
 
 def check_digest(theirs: str, ours: str, peer: str) -> None:

@@ -16,6 +16,7 @@ from fednano.names import RoundName
 from fednano.split.remote import RemoteLanguageModel
 from fednano.v1 import run_pb2
 from fednano.wire.artifacts import file_sha256
+from fednano.wire.encodings import ENCODING_NAMES
 from services.client.checkpoint import TrainingKey
 from services.client.evaluator import measure_accuracy
 from services.client.examples import ExampleSet
@@ -150,6 +151,7 @@ class LocalWork:
             base_adapter_sha256=file_sha256(adapter),
             config_sha256=self._config_sha256,
             examples_sha256=self._examples_sha256,
+            wire_encoding=ENCODING_NAMES[self._language.encoding],
         )
 
     def _fisher(self, round_name: RoundName) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The client's settings."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -27,6 +28,11 @@ class ClientSettings(ServiceSettings):
         " killed client trains its round anew",
     )
     checkpoint_every_steps: int = Field(20, ge=1, description="local steps from one saving to the next, with --state")
+    wire_encoding: Literal["raw", "bfloat16", "float16", "int8"] = Field(
+        "raw",
+        description="how tensors travel to the LLM server and back: raw keeps every bit, the others round to send"
+        " half of the bytes or, with int8, a quarter",
+    )
     threads: int = Field(1, ge=1, description="threads that torch computes with")
     aggregator_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost aggregator")
     server_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost LLM server")
