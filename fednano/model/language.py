@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from fednano.errors import FieldInvalid, ModelInvalid
 from fednano.model.attention import NAME, PackedCache
+from fednano.model.layers import DecoderLayers
 from fednano.model.manifest import Manifest, language_digest, read_manifest
 from fednano.model.packing import DEFAULT_ROW_TILE, JoinedPass, OutputKind, Passage, join
 
@@ -33,6 +34,7 @@ class LanguageModel:
     def __init__(self, model: Any, manifest: Manifest) -> None:
         self._model = model
         self.manifest = manifest
+        self.layers = DecoderLayers(model)
         # The same for every pass, alone or joined with others: see fednano.model.packing.
         self.row_tile = DEFAULT_ROW_TILE
         self.hidden_size = manifest.hidden_size

@@ -6,7 +6,7 @@ from typing import TypeVar, cast
 
 import torch
 
-from fednano.errors import PeerUnavailable, ServerBusy, WireError
+from fednano.errors import LocalError, PeerUnavailable, ServerBusy, WireError
 from fednano.model.language import LanguageModel
 from fednano.model.packing import padded
 from services.server.graph_memory import GraphMemory
@@ -17,6 +17,10 @@ from services.server.requests import AnyRequest, BackwardRequest, ForwardRequest
 from services.server.waiting import uses_graph
 
 ResultT = TypeVar("ResultT")
+
+
+class PassAbandoned(LocalError):
+    """Nobody waits for the pass any more: it ended between two layers."""
 
 
 class Dispatch:
@@ -39,15 +43,19 @@ class Dispatch:
 
     async def _forward(self, members: Sequence[ForwardRequest]) -> None:
         rows = self._rows(members)
-        keeps_graph = members[0].keeps_graph and self._memory.fits(rows)
-        if keeps_graph:
-            self._memory.make_room(rows)
+        keeping = self._memory.keeping(rows) if members[0].keeps_graph else "nothing"
+        self._memory.make_room(rows, keeping)
         works, output_kind = [member.work for member in members], members[0].output_kind
+        keeps_graph, checkpointed = keeping != "nothing", keeping == "layers"
         outcome = await self._attempt(
-            lambda: run_forward(self._model, works, output_kind, keeps_graph=keeps_graph), "forward", members
+            lambda: run_forward(self._model, works, output_kind, keeps_graph=keeps_graph, checkpointed=checkpointed),
+            "forward",
+            members,
         )
         if outcome is None:
             return
+        if checkpointed:
+            self._thread.metrics.checkpointed.inc()
         for member, answer in zip(members, outcome.answers, strict=True):
             if isinstance(answer, WireError):
                 member.refuse(answer)
@@ -77,13 +85,17 @@ class Dispatch:
         for member in members:
             self._memory.release(member.work.step)
         rows, works = self._rows(members), [member.work for member in members]
-        self._memory.make_room(rows)
-        outcome = await self._attempt(lambda: run_again(self._model, works), "backward", members)
+        keeping = self._memory.keeping_again(rows)
+        self._memory.make_room(rows, keeping)
+        checkpointed = keeping == "layers"
+        outcome = await self._attempt(
+            lambda: run_again(self._model, works, checkpointed=checkpointed), "backward", members
+        )
         if outcome is None:
             return None
         answers, size_bytes = outcome
         self._thread.metrics.recomputed.inc(len(members))
-        self._memory.learn(rows, size_bytes)
+        self._memory.learn(rows, size_bytes, checkpointed=checkpointed)
         return answers
 
     async def _alone(self, request: LoneRequest) -> None:
@@ -94,13 +106,28 @@ class Dispatch:
     async def _attempt(
         self, work: Callable[[], ResultT], kind: PassKind, members: Sequence[AnyRequest]
     ) -> ResultT | None:
-        """What the model's thread made of it; None where it failed, which all members have been told then."""
+        """What the model's thread made of it; None where it failed, which all members have been told then.
+
+        Where all members have gone meanwhile, the pass ends before its next layer.
+        """
         tokens = sum(member.token_count for member in members)
-        running = asyncio.ensure_future(self._thread.run(work, kind=kind, tokens=tokens, members=len(members)))
+
+        def check() -> None:
+            # Read in the model's thread: whether a future is done changes once and for good.
+            if all(member.answer.done() for member in members):
+                raise PassAbandoned("nobody waits for this pass any more")
+
+        def checked() -> ResultT:
+            with self._model.layers.checked(check):
+                return work()
+
+        running = asyncio.ensure_future(self._thread.run(checked, kind=kind, tokens=tokens, members=len(members)))
         await asyncio.wait({running})
         failure = PeerUnavailable("the server is stopping") if running.cancelled() else running.exception()
         if failure is None:
             return running.result()
+        if isinstance(failure, PassAbandoned):
+            self._thread.metrics.abandoned.labels(kind).inc()
         if isinstance(failure, torch.OutOfMemoryError):
             self._memory.drop_all()
             failure = ServerBusy("the device's memory is full: try again in a moment", retry_after_s=2.0)

@@ -38,6 +38,11 @@ def guessed_row_bytes(model: LanguageModel) -> int:
     return _KEPT_WIDTHS_PER_LAYER * model.layer_count * model.hidden_size * model.dtype.itemsize
 
 
+def guessed_layer_row_bytes(model: LanguageModel) -> int:
+    """The same where only each layer's inputs are kept, and the whole graph of what comes after the layers."""
+    return (model.layer_count * model.hidden_size + 4 * max(model.hidden_size, model.vocab_size)) * model.dtype.itemsize
+
+
 def free_host_bytes() -> int:
     """The least of what the machine and this process's control group have left."""
     bounds = [_machine_bytes(), _cgroup_bytes()]

@@ -45,6 +45,12 @@ class ServerMetrics:
         self.graphs_dropped = Counter(
             "fednano_server_graphs_dropped", "Graphs freed to make room for others.", registry=registry
         )
+        self.checkpointed = Counter(
+            "fednano_server_checkpointed", "Passes of which only each layer's inputs were kept.", registry=registry
+        )
+        self.abandoned = Counter(
+            "fednano_server_abandoned", "Passes that ended between two layers.", ["kind"], registry=registry
+        )
         self.recomputed = Counter(
             "fednano_server_recomputed", "Steps whose backward pass did the forward pass again.", registry=registry
         )

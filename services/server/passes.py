@@ -7,6 +7,7 @@ P: rows of a joined pass   M: its output positions, padding included   D: hidden
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -64,14 +65,19 @@ class ForwardOutcome:
 
 
 def run_forward(
-    model: LanguageModel, works: Sequence[ForwardWork], output_kind: OutputKind, *, keeps_graph: bool
+    model: LanguageModel,
+    works: Sequence[ForwardWork],
+    output_kind: OutputKind,
+    *,
+    keeps_graph: bool,
+    checkpointed: bool = False,
 ) -> ForwardOutcome:
     """The outputs of all members from one pass."""
     passages = [_passage(work) for work in works]
     sound = [passage for passage in passages if isinstance(passage, Passage)]
     if not sound:
         return ForwardOutcome(answers=[p for p in passages if isinstance(p, WireError)], graph=None)
-    graph = run_group(model, sound, output_kind, keeps_graph=keeps_graph)
+    graph = run_group(model, sound, output_kind, keeps_graph=keeps_graph, checkpointed=checkpointed)
     places = iter(range(len(sound)))
     answers: list[ForwardAnswer | WireError] = []
     for work, passage in zip(works, passages, strict=True):
@@ -90,14 +96,23 @@ def run_forward(
 
 
 def run_group(
-    model: LanguageModel, passages: Sequence[Passage], output_kind: OutputKind, *, keeps_graph: bool
+    model: LanguageModel,
+    passages: Sequence[Passage],
+    output_kind: OutputKind,
+    *,
+    keeps_graph: bool,
+    checkpointed: bool = False,
 ) -> GroupGraph:
-    """One joined pass, whose graph reaches down to its joined inputs; without members so far."""
+    """One joined pass, whose graph reaches down to its joined inputs; without members so far.
+
+    ``checkpointed`` keeps of each layer its inputs alone, and changes no bit.
+    """
     start_s = time.perf_counter()
     joined = join(passages, output_kind, model.row_tile)
     inputs_embeds_PD = joined.inputs_embeds_PD.detach().to(model.device, model.dtype).requires_grad_(keeps_graph)
     saved = SavedBytes(model)
-    with torch.set_grad_enabled(keeps_graph), saved.counted():
+    layers = model.layers.checkpointed() if checkpointed else nullcontext()
+    with torch.set_grad_enabled(keeps_graph), layers, saved.counted():
         outputs_M = model.forward_rows(joined, inputs_embeds_PD, output_kind)
     for tensor in (inputs_embeds_PD, outputs_M):
         saved.add(tensor)
@@ -106,6 +121,7 @@ def run_group(
         inputs_embeds_PD=inputs_embeds_PD,
         outputs_M=outputs_M,
         size_bytes=saved.size_bytes,
+        checkpointed=checkpointed,
         forward_s=time.perf_counter() - start_s,
         members={},
     )
@@ -130,10 +146,13 @@ def run_backward(graph: GroupGraph, places: Sequence[int], works: Sequence[Backw
     ]
 
 
-def run_again(model: LanguageModel, works: Sequence[BackwardWork]) -> tuple[list[Encoded | WireError], int]:
+def run_again(
+    model: LanguageModel, works: Sequence[BackwardWork], *, checkpointed: bool = False
+) -> tuple[list[Encoded | WireError], int]:
     """The gradients of steps whose graph is gone: both passes, from the kept inputs. And the bytes of that graph."""
     steps = [work.step for work in works]
-    graph = run_group(model, [step.passage for step in steps], steps[0].output_kind, keeps_graph=True)
+    passages = [step.passage for step in steps]
+    graph = run_group(model, passages, steps[0].output_kind, keeps_graph=True, checkpointed=checkpointed)
     return run_backward(graph, range(len(works)), works), graph.size_bytes
 
 

@@ -17,7 +17,12 @@ from services.server.decoding import DecodeSession
 from services.server.frames import Frames
 from services.server.graph_memory import GraphMemory
 from services.server.input_budget import InputBudget
-from services.server.memory_budget import graph_budget_bytes, guessed_row_bytes, input_budget_bytes
+from services.server.memory_budget import (
+    graph_budget_bytes,
+    guessed_layer_row_bytes,
+    guessed_row_bytes,
+    input_budget_bytes,
+)
 from services.server.metrics import SessionKind
 from services.server.model_thread import ModelThread
 from services.server.scheduler import Scheduler, SchedulerTerms
@@ -44,7 +49,13 @@ class SplitServicer(rpc.SplitServiceServicer):
         self._metrics = thread.metrics
         self._inputs = InputBudget(_given(settings.input_memory_bytes, input_budget_bytes()), thread.metrics)
         graph_bytes = _given(settings.graph_memory_bytes, graph_budget_bytes(model))
-        memory = GraphMemory(graph_bytes, guessed_row_bytes(model), thread.metrics)
+        memory = GraphMemory(
+            graph_bytes,
+            guessed_row_bytes(model),
+            thread.metrics,
+            checkpointing=settings.activation_checkpointing,
+            first_layer_row_bytes=guessed_layer_row_bytes(model),
+        )
         self._scheduler = Scheduler(model, thread, memory, scheduler_terms(settings, model))
         self._open_streams = 0
 

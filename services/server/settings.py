@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from fednano.config import ServiceSettings
+from services.server.graph_memory import Checkpointing
 
 Batching = Literal["auto", "exact", "close", "off"]
 WireEncoding = Literal["raw", "bfloat16", "float16", "int8"]
@@ -34,6 +35,11 @@ class ServerSettings(ServiceSettings):
         None,
         ge=0,
         description="most bytes of graphs that await their backward pass; two fifths of the free memory if unset",
+    )
+    activation_checkpointing: Checkpointing = Field(
+        "auto",
+        description="whether a graph may keep only each layer's inputs, whose backward pass takes a forward pass more: "
+        "auto does so where the whole graph has no room beside the others",
     )
     input_memory_bytes: int | None = Field(
         None, ge=0, description="most bytes of clients' tensors taken in; an eighth of the free host memory if unset"

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from fednano.model.language import LanguageModel
-from services.server.graph_memory import GraphMemory
+from services.server.graph_memory import Checkpointing, GraphMemory
 from services.server.input_budget import InputBudget
 from services.server.metrics import ServerMetrics
 from services.server.model_thread import ModelThread
@@ -58,6 +58,12 @@ class Bench:
     def passes(self, kind: str) -> float:
         return self.registry.get_sample_value("fednano_server_pass_seconds_count", {"kind": kind}) or 0.0
 
+    def value(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"fednano_server_{name}", labels) or 0.0
+
+    def abandoned(self, kind: str) -> float:
+        return self.value("abandoned_total", kind=kind)
+
     def recomputed(self) -> float:
         return self.registry.get_sample_value("fednano_server_recomputed_total") or 0.0
 
@@ -72,11 +78,12 @@ async def bench(
     max_waiting: int = 64,
     graph_bytes: int = 1 << 30,
     timeout_s: float = PATIENCE_S,
+    checkpointing: Checkpointing = "off",
 ) -> AsyncIterator[Bench]:
     registry = CollectorRegistry()
     metrics = ServerMetrics(registry)
     thread = ModelThread(threads=1, max_queued=4, timeout_s=PATIENCE_S, metrics=metrics)
-    memory = GraphMemory(graph_bytes, 1, metrics)
+    memory = GraphMemory(graph_bytes, 1, metrics, checkpointing=checkpointing)
     terms = SchedulerTerms(
         joins=joins,
         window_s=window_s,

@@ -4,7 +4,7 @@ import torch
 from joined_steps import nano, ragged_steps
 from prometheus_client import CollectorRegistry
 
-from services.server.graph_memory import GraphMemory, KeptStep
+from services.server.graph_memory import Checkpointing, GraphMemory, KeptStep
 from services.server.metrics import ServerMetrics
 from services.server.passes import ForwardAnswer, run_forward
 
@@ -57,6 +57,30 @@ def test_room_is_made_before_a_pass_of_known_size() -> None:
     assert (groups[0][0].graph, memory.retained_bytes) == (None, one)
     assert memory.fits(48)
     assert not memory.fits(49)
+
+
+def memory_with(checkpointing: Checkpointing) -> GraphMemory:
+    """1000 bytes; a row's whole graph takes 10 of them, its layers' inputs 1."""
+    metrics = ServerMetrics(CollectorRegistry())
+    return GraphMemory(1000, 10, metrics, checkpointing=checkpointing, first_layer_row_bytes=1)
+
+
+def test_layers_inputs_are_kept_where_a_whole_graph_has_no_room_beside_the_others() -> None:
+    memory = memory_with("auto")
+    assert [memory.keeping(rows) for rows in (100, 101, 1000, 1001)] == ["whole", "layers", "layers", "nothing"]
+    assert memory.fits(1000)
+    assert not memory.fits(1001)
+    memory.retained_bytes = 900
+    assert [memory.keeping(rows) for rows in (10, 11)] == ["whole", "layers"]
+    # What is used at once may take all the room, and more only of the layers' inputs.
+    assert [memory.keeping_again(rows) for rows in (100, 101, 5000)] == ["whole", "layers", "layers"]
+
+
+def test_checkpointing_may_be_always_or_never() -> None:
+    always, never = memory_with("on"), memory_with("off")
+    assert [always.keeping(rows) for rows in (1, 1000, 1001)] == ["layers", "layers", "nothing"]
+    assert [never.keeping(rows) for rows in (100, 101)] == ["whole", "nothing"]
+    assert [never.keeping_again(rows) for rows in (100, 101)] == ["whole", "whole"]
 
 
 def test_a_graph_goes_with_the_last_step_that_awaits_it() -> None:

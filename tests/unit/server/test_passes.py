@@ -60,6 +60,39 @@ def test_gradients_alone_joined_and_computed_again_have_the_same_bits(
         assert torch.equal(decoded(recomputed), steps[place].grad_inputs_SD)
 
 
+@pytest.mark.parametrize("kind", ["hidden_states", "logits"])
+def test_gradients_with_the_layers_inputs_alone_have_the_bits_of_the_retained_graph(
+    model: LanguageModel, kind: OutputKind
+) -> None:
+    steps = ragged_steps(model, kind)
+    works_of_all = [step.forward_work for step in steps]
+    outcome = run_forward(model, works_of_all, kind, keeps_graph=True, checkpointed=True)
+    assert outcome.graph is not None
+    places = list(range(len(steps)))
+    present = works(outcome, steps, places)
+    kept_layers = run_backward(outcome.graph, places, present)
+    again, _ = run_again(model, present, checkpointed=True)
+    for step, gradient, recomputed in zip(steps, kept_layers, again, strict=True):
+        assert isinstance(gradient, tuple)
+        assert isinstance(recomputed, tuple)
+        assert torch.equal(decoded(gradient), step.grad_inputs_SD)
+        assert torch.equal(decoded(recomputed), step.grad_inputs_SD)
+
+
+def test_the_layers_inputs_alone_take_a_small_part_of_the_whole_graph(model: LanguageModel) -> None:
+    works_of_all = [step.forward_work for step in ragged_steps(model)]
+    whole, layers = (
+        run_forward(model, works_of_all, "hidden_states", keeps_graph=True, checkpointed=checkpointed).graph
+        for checkpointed in (False, True)
+    )
+    assert whole is not None
+    assert layers is not None
+    # A layer's inputs are one row of 128 floats, and its whole graph about twenty times that.
+    rows, width = whole.inputs_embeds_PD.shape
+    assert layers.size_bytes >= model.layer_count * rows * width * 4
+    assert layers.size_bytes < whole.size_bytes / 4
+
+
 def test_a_member_whose_inputs_are_not_finite_is_refused_alone(model: LanguageModel) -> None:
     steps = ragged_steps(model)
     steps[1].inputs_embeds_SD[0, 0] = torch.nan
