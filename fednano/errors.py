@@ -168,6 +168,10 @@ class JoinTokenRefused(WireError):
     reason, code = pb.ERROR_REASON_JOIN_TOKEN_REFUSED, "PERMISSION_DENIED"
 
 
+class MessageTooLarge(WireError):
+    reason, code = pb.ERROR_REASON_MESSAGE_TOO_LARGE, "RESOURCE_EXHAUSTED"
+
+
 class LocalError(FednanoError):
     """An error that never crosses the wire: what is wrong lies on this machine."""
 
@@ -186,6 +190,10 @@ class ExamplesInvalid(LocalError):
 
 class StoreRefused(LocalError):
     """A database that must not be used: damaged, in use by another aggregator, or written by a newer version."""
+
+
+class AuditBroken(LocalError):
+    """An audit log whose lines do not follow from each other. Facts: ``line``, the first one that does not."""
 
 
 class PartFailed(LocalError):

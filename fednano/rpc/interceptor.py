@@ -1,9 +1,12 @@
-"""Around every call: exceptions become gRPC statuses, the call is counted, its log lines say what it is about.
+"""Around every call: the gate, exceptions as gRPC statuses, the call is counted, its log lines say what it is about.
 
 This is the one place that catches everything; servicers catch nothing.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -11,10 +14,12 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 from prometheus_client import Counter
-from structlog.contextvars import bind_contextvars, bound_contextvars
+from structlog.contextvars import bind_contextvars
 
 from fednano.errors import FednanoError, InternalFault, WireError
 from fednano.metrics import Outcome, RpcMetrics
+from fednano.rpc.gate import REFUSALS, Gate, Passage
+from fednano.rpc.limits import TooManyCalls
 from fednano.rpc.status import reason_name, to_status
 from fednano.telemetry import get_logger
 
@@ -23,15 +28,21 @@ log = get_logger("rpc")
 # Trailing metadata of every health check.
 VERSION_KEY = "fednano-version"
 # Fields of requests that hold a resource's name, and what a log line calls it.
+# After these the servicer has not seen the stream, so nobody reads it.
+LINGERING = (*REFUSALS, TooManyCalls)
+LINGER_S = 1.0
+LINGER_PAUSE_S = 0.1
 NAME_FIELDS = ("run", "round", "client", "name", "parent")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Sends WireErrors with all their facts; hides everything else behind INTERNAL and logs it with its trace."""
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Lets calls through the gate, and reads them. Sends WireErrors with all their facts; hides everything else behind
+    INTERNAL and logs it with its trace."""
 
-    def __init__(self, metrics: RpcMetrics) -> None:
+    def __init__(self, gate: Gate, metrics: RpcMetrics) -> None:
+        self._gate = gate
         self._metrics = metrics
 
     async def intercept_service(
@@ -48,40 +59,90 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         kind = f"{request}_{response}"
         wrap = _stream if handler.response_streaming else _unary
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        inner = wrap(getattr(handler, kind), method, self._metrics)
-        return make(
-            inner,
-            _counting_input(handler.request_deserializer, self._metrics.received(method)),
-            _counting_output(handler.response_serializer, self._metrics.sent(method)),
+        reader = _Reader(
+            deserialize=_counting_input(handler.request_deserializer, self._metrics.received(method)),
+            is_stream=handler.request_streaming,
         )
+        call = wrap(getattr(handler, kind), method, self._metrics, self._gate, reader)
+        # The bytes come as they are: they are read when the gate has let the call in.
+        return make(call, None, _counting_output(handler.response_serializer, self._metrics.sent(method)))
+
+
+class _Messages:
+    """The messages of a stream, each read through the call's passage. A wait that is cancelled loses none."""
+
+    def __init__(self, received: AsyncIterable[bytes], passage: Passage, deserialize: Callable[[bytes], Any]) -> None:
+        self._received = received
+        self._passage = passage
+        self._deserialize = deserialize
+
+    def __aiter__(self) -> "_Messages":
+        return self
+
+    async def __anext__(self) -> Any:
+        # Not before: gRPC's iterator warns where it was made and never asked.
+        return await self._passage.read(await anext(aiter(self._received)), self._deserialize)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reader:
+    """Makes a request, or an iterator of requests, of what gRPC received."""
+
+    deserialize: Callable[[bytes], Any]
+    is_stream: bool
+
+    async def read(self, received: Any, passage: Passage) -> Any:
+        if self.is_stream:
+            return _Messages(received, passage, self.deserialize)
+        request = await passage.read(received, self.deserialize)
+        # For the rest of this call's task, which is its own.
+        bind_contextvars(**_names(request))
+        return request
+
+    async def linger(self, received: Any, error: Exception) -> None:
+        """Reads on past a refusal until the caller pauses, and forgets it, for at most a second.
+
+        gRPC's Python client shows INTERNAL, not the refusal, where a write of its own meets the end of the call.
+        """
+        if not self.is_stream or not isinstance(error, LINGERING):
+            return
+        contents = aiter(received)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while True:
+                    async with asyncio.timeout(LINGER_PAUSE_S):
+                        if await anext(contents, None) is None:
+                            return
 
 
 def _unary(
-    inner: Callable[[Any, Context], Awaitable[Any]], method: str, metrics: RpcMetrics
+    inner: Callable[[Any, Context], Awaitable[Any]], method: str, metrics: RpcMetrics, gate: Gate, reader: _Reader
 ) -> Callable[[Any, Context], Awaitable[Any]]:
-    async def call(request: Any, context: Context) -> Any:
+    async def call(received: Any, context: Context) -> Any:
         if method.startswith("/grpc.health."):
             context.set_trailing_metadata(((VERSION_KEY, version("fednano")),))
-        with metrics.call(method) as outcome, bound_contextvars(**_names(request)):
+        with metrics.call(method) as outcome:
             try:
-                return await inner(request, context)
+                async with gate.passing(method, context) as passage:
+                    return await inner(await reader.read(received, passage), context)
             except Exception as error:
+                await reader.linger(received, error)
                 await _refuse(error, context, method, outcome)
 
     return call
 
 
 def _stream(
-    inner: Callable[[Any, Context], AsyncIterator[Any]], method: str, metrics: RpcMetrics
+    inner: Callable[[Any, Context], AsyncIterator[Any]], method: str, metrics: RpcMetrics, gate: Gate, reader: _Reader
 ) -> Callable[[Any, Context], AsyncIterator[Any]]:
-    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-        # For the rest of this call's task, which is its own.
-        bind_contextvars(**_names(request))
+    async def call(received: Any, context: Context) -> AsyncIterator[Any]:
         with metrics.call(method) as outcome:
             try:
-                async for response in inner(request, context):
-                    yield response
+                async with gate.passing(method, context) as passage:
+                    async for response in inner(await reader.read(received, passage), context):
+                        yield response
             except Exception as error:
+                await reader.linger(received, error)
                 await _refuse(error, context, method, outcome)
 
     return call

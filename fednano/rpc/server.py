@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry
 from fednano.config import Security
 from fednano.errors import PeerUnavailable, SettingsInvalid
 from fednano.metrics import RpcMetrics
-from fednano.rpc.interceptor import ErrorInterceptor
+from fednano.rpc.gate import Gate, GateTerms
+from fednano.rpc.interceptor import CallInterceptor
 from fednano.telemetry import get_logger
 
 log = get_logger("rpc")
@@ -30,6 +31,8 @@ SERVER_OPTIONS = [
     # A peer that vanished without a word, such as a watcher, is given up.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # More calls on one connection wait at the caller's side.
+    ("grpc.max_concurrent_streams", 4096),
     # Two services on one port would answer each other's calls.
     ("grpc.so_reuseport", 0),
 ]
@@ -56,15 +59,16 @@ async def serving(
     ready_file: Path | None = None,
     metrics: RpcMetrics | None = None,
     metrics_address: str = "",
+    gate: GateTerms | None = None,
 ) -> AsyncIterator[RunningServer]:
     """Serves while the block runs; afterwards turns health to NOT_SERVING and gives open calls ``grace_s`` seconds.
 
     ``services`` maps full names, such as "fednano.v1.SplitService", to what adds their servicer. ``metrics`` counts the
-    calls; where they are served, ``metrics_address`` is logged beside the address.
+    calls; where they are served, ``metrics_address`` is logged beside the address. ``gate`` says how strictly callers
+    are judged; without it by their certificates alone.
     """
-    server = grpc.aio.server(
-        interceptors=[ErrorInterceptor(metrics or RpcMetrics(CollectorRegistry()))], options=SERVER_OPTIONS
-    )
+    keeper = CallInterceptor(Gate(gate or GateTerms(security=security)), metrics or RpcMetrics(CollectorRegistry()))
+    server = grpc.aio.server(interceptors=[keeper], options=SERVER_OPTIONS)
     for add in services.values():
         add(server)
     health = await _add_health(server, list(services))
