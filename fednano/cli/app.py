@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fednano.cli import (
     adapter_commands,
+    certs_commands,
     client_commands,
     create_command,
     examples_command,
@@ -32,6 +33,7 @@ app.add_typer(run_commands.app, name="run")
 app.add_typer(round_commands.app, name="round")
 app.add_typer(client_commands.app, name="client")
 app.add_typer(adapter_commands.app, name="adapter")
+app.add_typer(certs_commands.app, name="certs")
 app.add_typer(examples_command.app, name="examples")
 operator_command(app, "status")(status)
 

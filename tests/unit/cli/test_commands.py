@@ -14,7 +14,7 @@ from fednano.errors import FednanoError, PeerUnavailable, ResourceNotFound, RunE
 
 CONNECTION = {"--aggregator", "--insecure", "--tls-ca", "--tls-cert", "--tls-key", "--timeout"}
 # They start services of their own, or need none but the one they name.
-WITHOUT_AGGREGATOR = {"demo", "ask"}
+WITHOUT_AGGREGATOR = {"demo", "ask", *(f"certs {name}" for name in ("init", "issue", "revoke", "show"))}
 OPERATOR_COMMANDS = {
     *(f"run {name}" for name in ("create", "list", "get", "watch", "cancel", "pause", "resume", "export")),
     *(f"round {name}" for name in ("list", "get")),
