@@ -21,6 +21,7 @@ from services.server.servicer import SERVICE, SplitServicer
 from services.server.settings import ServerSettings
 
 log = get_logger("server")
+LAST_CALLS_S = 1.0
 
 
 def main() -> int:
@@ -56,12 +57,15 @@ async def serve(settings: ServerSettings) -> None:
                 {SERVICE: lambda server: add_SplitServiceServicer_to_server(servicer, server)},
                 settings.listen,
                 settings.security,
-                grace_s=settings.shutdown_grace_s,
+                # What is left after the drain is no step.
+                grace_s=min(settings.shutdown_grace_s, LAST_CALLS_S),
                 ready_file=settings.ready_file,
                 metrics=RpcMetrics(registry),
                 metrics_address=metrics_address,
-            ):
+            ) as running:
                 await until_signalled()
+                await running.health.enter_graceful_shutdown()
+                await servicer.drain(settings.shutdown_grace_s)
         finally:
             thread.close()
 

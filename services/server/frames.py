@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, Iterator
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
-from fednano.errors import FieldInvalid, NoProgress, StreamMalformed
+from fednano.errors import FieldInvalid, NoProgress, PeerUnavailable, StreamMalformed
 from fednano.v1 import tensor_pb2 as tpb
 from fednano.wire.chunks import Assembly, split_chunks
 from fednano.wire.encodings import ENCODING_NAMES
@@ -49,11 +49,34 @@ class Frames(Generic[RequestT, ResponseT]):
         self._metrics = metrics
         self._progress_s = progress_s
         self._idle_s = idle_s
+        self._header_wait: asyncio.Timeout | None = None
+        self._begun = self._stopping = self._at_once = False
         self._encoding: tpb.Encoding.ValueType = tpb.ENCODING_RAW
 
-    async def next_header(self) -> RequestT | None:
-        """The next frame, or None where the client has closed its side. NoProgress after the idle bound."""
-        return await self._read(self._idle_s, "the next request")
+    async def next_header(self, *, begun: bool = False) -> RequestT | None:
+        """The next frame, or None where the client has closed its side. NoProgress after the idle bound.
+
+        PeerUnavailable where the server stops; while it has grace left only if nothing is ``begun`` that awaits more.
+        """
+        self._begun = begun
+        if self._is_over():
+            raise _stopping()
+        try:
+            async with asyncio.timeout(self._idle_s) as self._header_wait:
+                return await anext(self._requests, None)
+        except TimeoutError:
+            if self._is_over():
+                raise _stopping() from None
+            message = f"the next request did not come within {self._idle_s:g} s; the session is closed"
+            raise NoProgress(message) from None
+        finally:
+            self._header_wait = None
+
+    def stop(self, *, at_once: bool) -> None:
+        """The stream ends where its next request is waited for; one that has begun something only ``at_once``."""
+        self._stopping, self._at_once = True, at_once
+        if self._header_wait is not None and self._is_over():
+            self._header_wait.reschedule(asyncio.get_running_loop().time())
 
     async def opening(self) -> RequestT | None:
         return await self._read(self._progress_s, "the opening frame")
@@ -102,9 +125,16 @@ class Frames(Generic[RequestT, ResponseT]):
                         if await anext(self._requests, None) is None:
                             return
 
+    def _is_over(self) -> bool:
+        return self._stopping and (self._at_once or not self._begun)
+
     async def _read(self, timeout_s: float, what: str) -> RequestT | None:
         try:
             async with asyncio.timeout(timeout_s):
                 return await anext(self._requests, None)
         except TimeoutError:
             raise NoProgress(f"{what} did not come within {timeout_s:g} s; the session is closed") from None
+
+
+def _stopping() -> PeerUnavailable:
+    return PeerUnavailable("the server is stopping: ask another one, or this one again in a moment")

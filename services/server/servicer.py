@@ -7,12 +7,13 @@ from typing import Any
 import grpc.aio
 import torch
 
-from fednano.errors import ServerBusy, WireError
+from fednano.errors import WireError
 from fednano.model.language import LanguageModel
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import split_service_pb2_grpc as rpc
 from fednano.v1 import tensor_pb2 as tpb
 from fednano.wire.encodings import ENCODINGS_BY_NAME
+from services.server.cache_memory import CacheMemory
 from services.server.decoding import DecodeSession
 from services.server.frames import Frames
 from services.server.graph_memory import GraphMemory
@@ -25,6 +26,7 @@ from services.server.memory_budget import (
 )
 from services.server.metrics import SessionKind
 from services.server.model_thread import ModelThread
+from services.server.open_streams import OpenStreams
 from services.server.scheduler import Scheduler, SchedulerTerms
 from services.server.seat import Seat
 from services.server.session import StepSession
@@ -57,7 +59,12 @@ class SplitServicer(rpc.SplitServiceServicer):
             first_layer_row_bytes=guessed_layer_row_bytes(model),
         )
         self._scheduler = Scheduler(model, thread, memory, scheduler_terms(settings, model))
-        self._open_streams = 0
+        self._caches = CacheMemory(memory, model.decoder.position_bytes(), thread.metrics)
+        self._streams = OpenStreams(settings.max_sessions)
+
+    async def drain(self, grace_s: float) -> None:
+        """Steps that were begun are finished within ``grace_s`` seconds; sessions are handed back to their clients."""
+        await self._streams.drain(grace_s)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         del request, context
@@ -91,7 +98,8 @@ class SplitServicer(rpc.SplitServiceServicer):
     ) -> AsyncIterator[pb.DecodeResponse]:
         frames: Frames[pb.DecodeRequest, pb.DecodeResponse] = self._frames(request_iterator, context)
         async with self._stream(frames, "decode"), self._seat(context) as seat:
-            await DecodeSession(frames, self._model, seat, self._settings).run()
+            with self._caches.stream() as room:
+                await DecodeSession(frames, self._model, seat, room, self._settings).run()
         left: tuple[pb.DecodeResponse, ...] = ()
         for response in left:
             yield response
@@ -111,18 +119,12 @@ class SplitServicer(rpc.SplitServiceServicer):
 
     @asynccontextmanager
     async def _stream(self, frames: Frames[Any, Any], kind: SessionKind) -> AsyncIterator[None]:
-        if self._open_streams >= self._settings.max_sessions:
-            await frames.linger()
-            raise ServerBusy(f"{self._open_streams} streams are open, which is this server's bound", retry_after_s=5.0)
-        self._open_streams += 1
         try:
-            with self._metrics.session(kind):
+            with self._streams.place(frames), self._metrics.session(kind):
                 yield
         except WireError:
             await frames.linger()
             raise
-        finally:
-            self._open_streams -= 1
 
 
 def scheduler_terms(settings: ServerSettings, model: LanguageModel) -> SchedulerTerms:

@@ -46,7 +46,7 @@ class StepSession:
         log.info("session_opened")
         answer = pb.SessionOpened(max_pending_steps=self._settings.max_pending_steps, encoding=session.encoding)
         await self._frames.send(pb.StreamStepsResponse(session_opened=answer))
-        while (request := await self._frames.next_header()) is not None:
+        while (request := await self._frames.next_header(begun=self._seat.pending_count > 0)) is not None:
             await self._handle(request)
         log.info("session_closed", pending=self._seat.pending_count)
 
