@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from fednano.config import ServiceSettings, read_settings
 from fednano.errors import FednanoError, PeerUnavailable
+from fednano.security.certificates import hosts_of
 
 # Twice python's start lies within a health check's time limit.
 TIMEOUT_S = 5.0
@@ -62,20 +63,9 @@ def _channel(address: str, settings: ServiceSettings) -> grpc.Channel:
         certificate_chain=_read(settings.tls_cert),
     )
     # Its own name need not be one of this machine's: what is asked is whether the service itself answers.
-    name = certificate_host(_read(settings.tls_cert))
-    options = [("grpc.ssl_target_name_override", name)] if name else []
+    hosts = hosts_of(x509.load_pem_x509_certificate(_read(settings.tls_cert)))
+    options = [("grpc.ssl_target_name_override", hosts[0])] if hosts else []
     return grpc.secure_channel(address, credentials, options=options)
-
-
-def certificate_host(certificate_pem: bytes) -> str:
-    """The first host that a certificate is for, or "" where it is for none."""
-    certificate = x509.load_pem_x509_certificate(certificate_pem)
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ""
-    hosts = names.get_values_for_type(x509.DNSName)
-    return hosts[0] if hosts else ""
 
 
 def _read(path: Path | None) -> bytes:

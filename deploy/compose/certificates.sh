@@ -1,0 +1,48 @@
+#!/bin/sh
+# Makes the federation's certificates where they are missing or end within 30 days, and hands each service its own
+# and the revocation list.
+#   certificates.sh                  once at each `docker compose up`
+#   certificates.sh revoke ROLE ID   afterwards nobody accepts that identity any more
+#   certificates.sh renew ROLE ID    a new certificate for the same identity
+set -eu
+umask 077
+
+issue() { # ROLE ID [--host HOST]
+    fednano certs issue /authority "$@" --renew-within 30 >/dev/null
+}
+
+# Whole or not at all: a service may read while this writes.
+put() { # FILE FOLDER
+    mkdir -p "$2"
+    if ! cmp -s "$1" "$2/${1##*/}"; then
+        cp "$1" "$2/.new" && mv "$2/.new" "$2/${1##*/}"
+    fi
+}
+
+hand_over() { # HOLDER FOLDER
+    for file in "/authority/$1/tls.key" "/authority/$1/tls.crt" "/authority/$1/ca.crt" /authority/ca.crl; do
+        put "$file" "$2"
+    done
+}
+
+case ${1:-prepare} in
+    prepare) ;;
+    revoke) fednano certs revoke /authority "$2" "$3" ;;
+    renew) fednano certs issue /authority "$2" "$3" --host "$3" ;;
+    *) echo "usage: certificates.sh [revoke ROLE ID | renew ROLE ID]" >&2; exit 2 ;;
+esac
+
+fednano certs init /authority >/dev/null
+issue server server --host server
+issue aggregator aggregator --host aggregator
+issue operator operator
+hand_over server-server /identities/server
+hand_over aggregator-aggregator /identities/aggregator
+hand_over operator-operator /identities/operator
+number=1
+while [ "$number" -le "$CLIENT_SLOTS" ]; do
+    issue client "client-$number"
+    hand_over "client-client-$number" "/identities/clients/client-$number"
+    number=$((number + 1))
+done
+echo "certificates are in place: server, aggregator, operator, client-1 to client-$CLIENT_SLOTS"
