@@ -26,7 +26,7 @@ from services.client.agent import Agent
 from services.client.settings import ClientSettings
 from services.server.model_thread import ModelThread
 from services.server.servicer import SplitServicer
-from services.server.settings import ServerSettings
+from services.server.settings import ServerSettings, WireEncoding
 
 PATIENCE_S = 60.0
 SERVER_SETTINGS = ServerSettings(insecure=True)
@@ -40,11 +40,13 @@ class Peers:
 
 
 @asynccontextmanager
-async def peers(language: LanguageModel, state: Path, examples: Path) -> AsyncIterator[Peers]:
+async def peers(
+    language: LanguageModel, state: Path, examples: Path, server_settings: ServerSettings = SERVER_SETTINGS
+) -> AsyncIterator[Peers]:
     async with AsyncExitStack() as stack:
         thread = ModelThread(threads=1, max_queued=4, timeout_s=20.0)
         stack.callback(thread.close)
-        split = SplitServicer(language, thread, SERVER_SETTINGS)
+        split = SplitServicer(language, thread, server_settings)
         server = await _served(
             stack, {"fednano.v1.SplitService": lambda server: add_SplitServiceServicer_to_server(split, server)}
         )
@@ -66,7 +68,7 @@ async def _served(stack: AsyncExitStack, services: dict[str, Callable[[grpc.aio.
     return (await stack.enter_async_context(context)).address
 
 
-def agent(number: int, peers: Peers, run: str = "") -> Agent:
+def agent(number: int, peers: Peers, run: str = "", wire_encoding: WireEncoding = "raw") -> Agent:
     return Agent(
         ClientSettings(
             insecure=True,
@@ -75,6 +77,7 @@ def agent(number: int, peers: Peers, run: str = "") -> Agent:
             examples=peers.examples / f"client-{number}",
             server=peers.server,
             aggregator=peers.aggregator,
+            wire_encoding=wire_encoding,
             server_wait_s=20,
             aggregator_wait_s=20,
         )

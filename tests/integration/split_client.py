@@ -64,6 +64,8 @@ class Client:
     def __init__(self, call: Any, request_type: type) -> None:
         self.call = call
         self.request_type = request_type
+        # Of what is sent.
+        self.encoding: tpb.Encoding.ValueType = tpb.ENCODING_RAW
 
     async def send(self, **frame: Any) -> None:
         try:
@@ -104,7 +106,7 @@ class Client:
         return decode_tensor(spec, assembly.payload)
 
     async def send_forward(self, step_id: int, inputs_SD: Tensor, **changes: Any) -> None:
-        spec, payload = encode_tensor(inputs_SD, tpb.ENCODING_RAW)
+        spec, payload = encode_tensor(inputs_SD, self.encoding)
         await self.send(forward=forward_header(spec, step_id=step_id, **changes))
         await self.send_chunks(payload)
 
@@ -115,14 +117,14 @@ class Client:
         return await self.read_tensor(result.output)
 
     async def backward(self, step_id: int, grad_N: Tensor) -> Tensor:
-        spec, payload = encode_tensor(grad_N, tpb.ENCODING_RAW)
+        spec, payload = encode_tensor(grad_N, self.encoding)
         await self.send(backward=pb.BackwardStep(step_id=step_id, grad_output=spec))
         await self.send_chunks(payload)
         result = (await self.read()).backward_result
         return await self.read_tensor(result.grad_inputs_embeds)
 
     async def decode(self, inputs_SD: Tensor, lengths: list[int]) -> Tensor:
-        spec, payload = encode_tensor(inputs_SD, tpb.ENCODING_RAW)
+        spec, payload = encode_tensor(inputs_SD, self.encoding)
         step = pb.DecodeStep(inputs_embeds=spec, sequence_lengths=lengths, output_kind=pb.OUTPUT_KIND_LOGITS)
         await self.send(step=step)
         await self.send_chunks(payload)
