@@ -32,9 +32,10 @@ def heads(key_heads: int, dtype: torch.dtype, device: torch.device) -> list[Tens
 
 
 def segments(inputs: Sequence[Tensor], window: int | None) -> Tensor:
-    return packed_attention(nn.Module(), *inputs, None, sequence_lengths=LENGTHS, scaling=SCALE, sliding_window=window)[
-        0
-    ]
+    query, key, value = inputs
+    return packed_attention(
+        nn.Module(), query, key, value, None, sequence_lengths=LENGTHS, scaling=SCALE, sliding_window=window
+    )[0]
 
 
 def together(inputs: Sequence[Tensor], window: int | None) -> Tensor:
