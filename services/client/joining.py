@@ -1,19 +1,28 @@
 """What a client brings to a run, and whether the two fit each other."""
 
-from fednano.errors import ModelDigestMismatch, Unsupported
+from collections.abc import Sequence
+from pathlib import Path
+
+from fednano.errors import ExamplesInvalid, ModelDigestMismatch, Unsupported
 from fednano.model.edge import NanoEdge
-from fednano.model.parts import load_edge, resolve_model
+from fednano.model.parts import EdgeParts, load_edge, resolve_model
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import run_pb2
 from fednano.v1.split_service_pb2 import Model
 from fednano.wire.encodings import ENCODING_NAMES, ENCODINGS_BY_NAME
-from services.client.examples import load_example_set
+from services.client.examples import ExampleSet, load_example_set
 from services.client.local_work import Holdings, new_adapters
 from services.client.settings import ClientSettings
 
 METHODS = (
     run_pb2.METHOD_FEDNANO,
+    run_pb2.METHOD_FEDNANO_EF,
+    run_pb2.METHOD_FEDNANO_GRAM,
     run_pb2.METHOD_FEDAVG,
+    run_pb2.METHOD_FEDPROX,
+    run_pb2.METHOD_FEDDPA_F,
+    run_pb2.METHOD_LOCAL,
+    run_pb2.METHOD_CENTRALIZED,
     run_pb2.METHOD_TRIMMED_MEAN,
     run_pb2.METHOD_MEDIAN,
     run_pb2.METHOD_KRUM,
@@ -23,10 +32,37 @@ METHODS = (
 def load_holdings(settings: ClientSettings) -> Holdings:
     """Reads all that the client holds; raises ModelInvalid or ExamplesInvalid. Takes seconds."""
     parts = load_edge(resolve_model(settings.model) / "edge")
+    if settings.pooled:
+        return _pooled(settings.examples, parts)
     return Holdings(
         parts=parts,
         train=load_example_set(settings.examples, "train", parts),
         test=load_example_set(settings.examples, "test", parts),
+    )
+
+
+def _pooled(folder: Path, parts: EdgeParts) -> Holdings:
+    """The examples of all clients whose folders are in ``folder``, joined, and whose each test example is."""
+    folders = sorted(path.parent for path in folder.glob("*/problems.json"))
+    if not folders:
+        message = (
+            f"{folder} has no folder of examples in it, as --pooled needs: one for each client, with problems.json"
+        )
+        raise ExamplesInvalid(message, file=str(folder))
+    tests = {one.name: load_example_set(one, "test", parts) for one in folders}
+    return Holdings(
+        parts=parts,
+        train=_joined([load_example_set(one, "train", parts) for one in folders]),
+        test=_joined(list(tests.values())),
+        tests_of=tests,
+    )
+
+
+def _joined(sets: Sequence[ExampleSet]) -> ExampleSet:
+    """The examples of all, one set after the other."""
+    return ExampleSet(
+        examples=tuple(example for one in sets for example in one.examples),
+        encoded=tuple(encoded for one in sets for encoded in one.encoded),
     )
 
 

@@ -2,47 +2,51 @@
 
 import hashlib
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
+from fednano.fisher import FisherMean
+from fednano.methods import artifact_kinds, global_weight, is_personal, proximal_mu
 from fednano.model.adapter import NanoAdapters
 from fednano.model.edge import NanoEdge
 from fednano.model.parts import EdgeParts
 from fednano.names import RoundName
 from fednano.split.remote import RemoteLanguageModel
 from fednano.v1 import run_pb2
+from fednano.v1.artifact_pb2 import ARTIFACT_KIND_ADAPTER, ARTIFACT_KIND_FISHER, ARTIFACT_KIND_GRAM, ArtifactKind
 from fednano.wire.artifacts import file_sha256
 from fednano.wire.encodings import ENCODING_NAMES
 from services.client.checkpoint import TrainingKey
 from services.client.evaluator import measure_accuracy
 from services.client.examples import ExampleSet
 from services.client.finished_update import FinishedUpdate
-from services.client.fisher_pass import fisher_information
+from services.client.fisher_path import FisherPath
+from services.client.fisher_work import FisherWork, fisher_metrics
+from services.client.gram_pass import gram_matrices
+from services.client.personal import combined, personal_training
 from services.client.progress import Progress
 from services.client.trainer import LocalTraining, example_order
 from services.client.training_folder import TrainingFolder
+from services.client.update_files import Update, file_metrics, has_kinds, update_in, write_artifact
+
+Point = run_pb2.FisherConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holdings:
-    """What the client holds and never sends: the edge half and its examples."""
+    """What the client holds and never sends: the edge half and its examples.
+
+    ``tests_of`` is ``test`` by whose examples they were, where this client holds the pooled ones of several.
+    """
 
     parts: EdgeParts
     train: ExampleSet
     test: ExampleSet
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """The files to upload, the adapter first, and what was measured while they were made."""
-
-    files: tuple[Path, ...]
-    example_count: int
-    metrics: dict[str, float]
+    tests_of: Mapping[str, ExampleSet] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,59 +81,89 @@ class LocalWork:
         self._examples_sha256 = holdings.train.sha256
         self._edge = NanoEdge(holdings.parts, new_adapters(config.adapter))
 
-    def train(self, round_name: RoundName, adapter: Path, folder: Path) -> Update:
-        """Trains from ``adapter``; writes the new one, and the Fisher information where it is used, to ``folder``.
+    def train(
+        self,
+        round_name: RoundName,
+        adapter: Path,
+        folder: Path,
+        kinds: "Sequence[ArtifactKind.ValueType]" = (),
+    ) -> Update:
+        """Trains from ``adapter``; writes what the update is to hold to ``folder``: ``kinds``, or the method's own.
 
         Goes on from what an earlier process left in ``folder`` of the same training, to the same bits.
         """
-        place = TrainingFolder(
-            path=folder, key=self._key(round_name, adapter), every_steps=self._checkpoint_every_steps
-        )
-        if (finished := place.finished()) is not None:
-            return _update_in(folder, finished)
+        kinds = tuple(kinds) or artifact_kinds(self._config)
+        place = self._place(folder, str(round_name), adapter)
+        if (finished := place.finished()) is not None and has_kinds(finished, kinds):
+            return update_in(folder, finished)
         self._begin(adapter)
-        metrics = self._train_adapters(round_name, place)
-        files = [_write(dict(self._edge.adapters.state_dict()), folder / "adapter.safetensors")]
-        if self._config.method == run_pb2.METHOD_FEDNANO:
-            start_s = time.monotonic()
-            files.append(_write(self._fisher(round_name), folder / "fisher.safetensors"))
-            metrics["fisher/seconds"] = time.monotonic() - start_s
+        fisher = FisherWork(self._config, round_name, self._client_id) if ARTIFACT_KIND_FISHER in kinds else None
+        estimate, metrics = self._pass_at(fisher, Point.POINT_START)
+        path = fisher.path() if fisher else None
+        metrics |= self._train_adapters(self._config.train, round_name, place, path=path)
+        files = [write_artifact(folder, ARTIFACT_KIND_ADAPTER, self._edge.adapters.state_dict())]
+        if fisher is not None:
+            at_end, end_metrics = self._pass_at(fisher, Point.POINT_END)
+            mean = path.mean if path else estimate or at_end
+            assert mean is not None
+            metrics |= end_metrics | fisher_metrics(mean)
+            files.append(write_artifact(folder, ARTIFACT_KIND_FISHER, fisher.averaged(mean.mean(), folder, place.key)))
+        if ARTIFACT_KIND_GRAM in kinds:
+            files.append(self._write_grams(folder, metrics))
         self._language.close()
         finished = FinishedUpdate(
             key=place.key,
             files=tuple((path.name, file_sha256(path)) for path in files),
             example_count=len(self._holdings.train.encoded),
-            metrics=metrics | _traffic_metrics(self._language) | _file_metrics(adapter, files),
+            metrics=metrics | _traffic_metrics(self._language) | file_metrics(adapter, files),
         )
         place.keep(finished)
-        return _update_in(folder, finished)
+        return update_in(folder, finished)
 
-    def evaluate(self, adapter: Path) -> Evaluation:
-        evaluate, tests = self._config.evaluate, self._holdings.test
-        example_count = min(evaluate.max_examples or len(tests.examples), len(tests.examples))
+    def evaluate(self, round_name: RoundName, adapter: Path, folder: Path) -> Evaluation:
+        """Measures the adapter; after the last round of FedDPA-F, what this client makes of it in ``folder``."""
         self._begin(adapter)
+        is_own = is_personal(self._config, round_name.number)
+        edge, metrics = self._personal(round_name, adapter, folder) if is_own else (self._edge, dict[str, float]())
         start_s = time.monotonic()
-        accuracy = measure_accuracy(
-            self._edge,
+        holdings, limit = self._holdings, self._config.evaluate.max_examples
+        owned = holdings.tests_of or {"": holdings.test}
+        counts = {owner: min(limit or len(one.examples), len(one.examples)) for owner, one in owned.items()}
+        accuracies = {owner: self._accuracy(edge, owned[owner], count) for owner, count in counts.items()}
+        # Over clients, as it is where each measures its own.
+        metrics |= {"test/accuracy": fmean(accuracies.values()), "test/seconds": time.monotonic() - start_s}
+        metrics |= {f"test/accuracy/{owner}": accuracy for owner, accuracy in accuracies.items() if owner}
+        metrics["bytes/activations"] = float(self._language.traffic.activations_bytes)
+        return Evaluation(example_count=sum(counts.values()), metrics=metrics)
+
+    def _accuracy(self, edge: NanoEdge, tests: ExampleSet, example_count: int) -> float:
+        return measure_accuracy(
+            edge,
             self._language,
             tests,
             example_count=example_count,
-            max_new_tokens=evaluate.max_new_tokens,
+            max_new_tokens=self._config.evaluate.max_new_tokens,
             max_pass_tokens=self._max_pass_tokens,
             after_batch=self._progress.check,
         )
-        metrics = {"test/accuracy": accuracy, "test/seconds": time.monotonic() - start_s}
-        metrics["bytes/activations"] = float(self._language.traffic.activations_bytes)
-        return Evaluation(example_count=example_count, metrics=metrics)
 
     def _begin(self, adapter: Path) -> None:
         self._language.close()
         self._language.traffic.reset()
         self._edge.adapters.load_state_dict(load_file(adapter))
 
-    def _train_adapters(self, round_name: RoundName, place: TrainingFolder) -> dict[str, float]:
+    def _train_adapters(
+        self,
+        config: run_pb2.TrainConfig,
+        round_name: RoundName,
+        place: TrainingFolder,
+        *,
+        path: FisherPath | None = None,
+        purpose: str = "",
+    ) -> dict[str, float]:
         """All steps that are not done yet; returns what was measured over all of them."""
-        training, traffic = LocalTraining(self._edge, self._language, self._config.train), self._language.traffic
+        training = LocalTraining(self._edge, self._language, config, proximal_mu=proximal_mu(self._config), fisher=path)
+        traffic = self._language.traffic
         start_s = time.monotonic() - place.restore(training, traffic)
         self._progress.start_steps(training.position.step_count)
 
@@ -138,49 +172,77 @@ class LocalWork:
             place.save_if_due(training, traffic, time.monotonic() - start_s)
             self._progress.check()
 
-        order = example_order(self._config.train.seed, round_name.number, self._client_id)
+        order = example_order(self._config.train.seed, round_name.number, f"{self._client_id}{purpose}")
         training.run(self._holdings.train.encoded, order=order, after_step=after_step)
         seconds = time.monotonic() - start_s
         place.save(training, traffic, seconds)
         return {"train/loss": training.mean_loss, "train/seconds": seconds}
 
-    def _key(self, round_name: RoundName, adapter: Path) -> TrainingKey:
-        return TrainingKey(
-            round=str(round_name),
+    def _place(self, folder: Path, what: str, adapter: Path) -> TrainingFolder:
+        key = TrainingKey(
+            round=what,
             client=self._client_id,
             base_adapter_sha256=file_sha256(adapter),
             config_sha256=self._config_sha256,
             examples_sha256=self._examples_sha256,
             wire_encoding=ENCODING_NAMES[self._language.encoding],
         )
+        return TrainingFolder(path=folder, key=key, every_steps=self._checkpoint_every_steps)
 
-    def _fisher(self, round_name: RoundName) -> dict[str, Tensor]:
-        examples = self._holdings.train.encoded
-        limit = self._config.fisher.max_examples
-        if 0 < limit < len(examples):
-            random = example_order(self._config.train.seed, round_name.number, f"{self._client_id}/fisher")
-            examples = tuple(examples[index] for index in torch.randperm(len(examples), generator=random)[:limit])
-        return fisher_information(
+    def _pass_at(
+        self, fisher: FisherWork | None, point: "run_pb2.FisherConfig.Point.ValueType"
+    ) -> tuple[FisherMean | None, dict[str, float]]:
+        """The estimate of a pass of its own, where that is when it is to be made."""
+        if fisher is None or fisher.point != point:
+            return None, {}
+        start_s = time.monotonic()
+        mean = fisher.estimate(
             self._edge,
             self._language,
-            examples,
+            self._holdings.train.encoded,
             max_pass_tokens=self._max_pass_tokens,
             after_batch=self._progress.check,
         )
+        return mean, {"fisher/seconds": time.monotonic() - start_s}
+
+    def _write_grams(self, folder: Path, metrics: dict[str, float]) -> Path:
+        """Adds what it measured to ``metrics``."""
+        start_s = time.monotonic()
+        packed = gram_matrices(self._edge, self._holdings.train.encoded, self._config.adapter, self._progress.check)
+        metrics |= {"gram/seconds": time.monotonic() - start_s, "gram/relative_error": packed.relative_error}
+        return write_artifact(folder, ARTIFACT_KIND_GRAM, packed.tensors)
+
+    def _personal(self, round_name: RoundName, adapter: Path, folder: Path) -> tuple[NanoEdge, dict[str, float]]:
+        """The edge with global and own adapter side by side, the own one tuned alone from a copy of the global one.
+
+        Tuned once: an earlier process's is taken up where it is.
+        """
+        place = self._place(folder / "personal", f"{round_name}/personal", adapter)
+        finished = place.finished()
+        if finished is None:
+            place.path.mkdir(parents=True, exist_ok=True)
+            trained = self._train_adapters(personal_training(self._config), round_name, place, purpose="/personal")
+            finished = self._keep_personal(place, trained)
+        own = load_file(place.path / finished.files[0][0])
+        both = combined(load_file(adapter), own, global_weight(self._config), self._config.adapter)
+        return NanoEdge(self._holdings.parts, both), dict(finished.metrics)
+
+    def _keep_personal(self, place: TrainingFolder, trained: Mapping[str, float]) -> FinishedUpdate:
+        file = write_artifact(place.path, ARTIFACT_KIND_ADAPTER, self._edge.adapters.state_dict())
+        metrics = {key.replace("train/", "personal/"): number for key, number in trained.items()}
+        metrics["bytes/gradients"] = float(self._language.traffic.gradients_bytes)
+        finished = FinishedUpdate(
+            key=place.key,
+            files=((file.name, file_sha256(file)),),
+            example_count=len(self._holdings.train.encoded),
+            metrics=metrics,
+        )
+        place.keep(finished)
+        return finished
 
 
 def new_adapters(config: run_pb2.AdapterConfig) -> NanoAdapters:
     return NanoAdapters(list(config.modalities), hidden_size=config.hidden_size, rank=config.rank, alpha=config.alpha)
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> Path:
-    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path)
-    return path
-
-
-def _update_in(folder: Path, finished: FinishedUpdate) -> Update:
-    files = tuple(folder / name for name, _ in finished.files)
-    return Update(files=files, example_count=finished.example_count, metrics=finished.metrics)
 
 
 def _traffic_metrics(language: RemoteLanguageModel) -> dict[str, float]:
@@ -189,8 +251,3 @@ def _traffic_metrics(language: RemoteLanguageModel) -> dict[str, float]:
         "bytes/activations": float(traffic.activations_bytes),
         "bytes/gradients": float(traffic.gradients_bytes),
     }
-
-
-def _file_metrics(downloaded: Path, uploaded: list[Path]) -> dict[str, float]:
-    adapter, *fisher = (path.stat().st_size for path in uploaded)
-    return {"bytes/adapters": float(downloaded.stat().st_size + adapter), "bytes/fisher": float(sum(fisher))}

@@ -16,6 +16,11 @@ class ClientSettings(ServiceSettings):
     display_name: str = Field("", description="what people call the client; its id when empty")
     run: str = Field("", description="runs/{run} to join; empty joins the newest run that has not ended")
     examples: Path = Field(description="folder of examples in the IconQA layout, with problems.json in it")
+    pooled: bool = Field(
+        False,
+        description="the folder of examples has one folder for each client in it: this client trains on all of them and"
+        " measures each one's test split apart (for method centralized)",
+    )
     model: str = Field("nano", description="name of a preset, or a model's folder with edge/ in it")
     server: str = Field(
         description="host:port of the LLM server; commas between several that serve the same model: where one is lost,"

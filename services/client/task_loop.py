@@ -20,15 +20,15 @@ from fednano.names import ClientName, RoundName
 from fednano.telemetry import get_logger
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import run_pb2
-from fednano.v1.artifact_pb2 import ARTIFACT_KIND_ADAPTER, ARTIFACT_KIND_FISHER, ArtifactSpec
+from fednano.v1.artifact_pb2 import ArtifactSpec
 from fednano.wire.artifacts import spec_of_file
 from services.client.aggregator_link import AggregatorLink
-from services.client.local_work import LocalWork, Update
+from services.client.local_work import LocalWork
 from services.client.progress import Progress, RoundAbandoned
+from services.client.update_files import Update
 
 log = get_logger("client.tasks")
 
-KINDS = (ARTIFACT_KIND_ADAPTER, ARTIFACT_KIND_FISHER)
 # From the aggregator, or from the LLM server where training diverged. The work done again would end the same.
 REFUSALS = (UpdateInvalid, FieldInvalid, StreamMalformed, DigestMismatch, AlreadyExists, ClientNotSelected)
 # The round goes on without this client's answer, which is no reason to stop.
@@ -90,7 +90,7 @@ class TaskLoop:
         round_name = RoundName.parse(task.round, "train.round")
         self._progress.begin(task.round)
         adapter = await self._download(round_name, task.adapter)
-        update = await asyncio.to_thread(self._work.train, round_name, adapter, self._folder)
+        update = await asyncio.to_thread(self._work.train, round_name, adapter, self._folder, task.artifacts)
         await self._link.upload(self._header(task, update), update.files)
         log.info("trained", metrics=update.metrics)
         self._progress.metrics.trained(update.metrics, time.monotonic() - self._progress.begin_s)
@@ -99,7 +99,7 @@ class TaskLoop:
         return pb.UpdateHeader(
             round=task.round,
             client=str(self._client),
-            artifacts=[spec_of_file(path, kind) for path, kind in zip(update.files, KINDS, strict=False)],
+            artifacts=[spec_of_file(path, kind) for path, kind in zip(update.files, update.kinds, strict=True)],
             example_count=update.example_count,
             metrics=update.metrics,
             base_adapter_sha256=task.adapter.sha256,
@@ -107,8 +107,9 @@ class TaskLoop:
 
     async def _evaluate(self, task: pb.EvaluateTask) -> None:
         self._progress.begin(task.round)
-        adapter = await self._download(RoundName.parse(task.round, "evaluate.round"), task.adapter)
-        evaluation = await asyncio.to_thread(self._work.evaluate, adapter)
+        round_name = RoundName.parse(task.round, "evaluate.round")
+        adapter = await self._download(round_name, task.adapter)
+        evaluation = await asyncio.to_thread(self._work.evaluate, round_name, adapter, self._folder)
         await self._link.report(
             pb.ReportMetricsRequest(
                 client=str(self._client),

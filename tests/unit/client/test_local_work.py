@@ -105,7 +105,7 @@ async def test_training_writes_an_adapter_and_its_fisher_information(
     assert all(bool((tensor >= 0).all()) and float(tensor.sum()) > 0 for tensor in fisher.values())
     assert (update.example_count, progress.step) == (24, 3)
     assert set(update.metrics) == {
-        "train/loss", "train/seconds", "fisher/seconds",
+        "train/loss", "train/seconds", "fisher/seconds", "fisher/reliability",
         "bytes/activations", "bytes/gradients", "bytes/adapters", "bytes/fisher",
     }  # fmt: skip
     assert all(math.isfinite(value) and value > 0 for value in update.metrics.values())
@@ -126,10 +126,10 @@ async def test_the_same_task_done_again_gives_the_same_bytes(
 
 
 async def test_an_evaluation_measures_the_test_split(
-    holdings: Holdings, language: LanguageModel, initial_adapter: Path
+    tmp_path: Path, holdings: Holdings, language: LanguageModel, initial_adapter: Path
 ) -> None:
     async with local_work(holdings, language, Progress()) as work:
-        evaluation = await asyncio.to_thread(work.evaluate, initial_adapter)
+        evaluation = await asyncio.to_thread(work.evaluate, ROUND, initial_adapter, tmp_path)
     assert evaluation.example_count == 9
     assert set(evaluation.metrics) == {"test/accuracy", "test/seconds", "bytes/activations"}
     assert 0 <= evaluation.metrics["test/accuracy"] <= 1
@@ -164,8 +164,8 @@ def test_a_run_with_another_model_names_both_digests(holdings: Holdings) -> None
 
 def test_a_method_that_this_client_does_not_know_is_refused(holdings: Holdings) -> None:
     config = config_of(holdings)
-    config.method = run_pb2.METHOD_FEDDPA_F
-    with pytest.raises(Unsupported, match="METHOD_FEDDPA_F"):
+    config.method = run_pb2.METHOD_UNSPECIFIED
+    with pytest.raises(Unsupported, match="METHOD_UNSPECIFIED"):
         check_config(config, holdings)
 
 
