@@ -31,6 +31,8 @@ SERVER_OPTIONS = [
     # A peer that vanished without a word, such as a watcher, is given up.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # It is this one that counts where a ping of gRPC's own came first: 60 s by default.
+    ("grpc.http2.ping_timeout_ms", 20_000),
     # More calls on one connection wait at the caller's side.
     ("grpc.max_concurrent_streams", 4096),
     # Two services on one port would answer each other's calls.
