@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from fednano.cli.options import DemoMethod, DemoOptions, run_config
 from fednano.data.icon_federation import write_icon_federation
-from fednano.data.scoring import is_exact_match
+from fednano.data.scoring import is_right
 from fednano.merge.updates import MergeUpdate
 from fednano.model.batch import consecutive, pack_prompts
 from fednano.model.edge import NanoEdge
@@ -189,7 +189,7 @@ def _matches(edge: NanoEdge, language: LanguageModel, examples: ExampleSet, max_
             max_new_tokens=max_new_tokens,
         )
         predictions += [processor.text(answer) for answer in answers]
-    return [is_exact_match(text, example) for text, example in zip(predictions, examples.examples, strict=True)]
+    return [is_right(text, example) for text, example in zip(predictions, examples.examples, strict=True)]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from fednano.model.adapter import NanoAdapters
 from fednano.model.batch import EncodedExample, PackedBatch, pack_prompts
 from fednano.model.edge import NanoEdge, image_embeds
 from fednano.model.parts import EdgeParts, load_edge, resolve_model
+from fednano.prompt import Prompt
 from fednano.rpc.channels import open_channel, wait_until_serving
 from fednano.rpc.retry import call_with_retry
 from fednano.split.remote import RemoteLanguageModel
@@ -97,7 +98,7 @@ def encode_prompt(parts: EdgeParts, question: Question) -> PackedBatch:
     except (FileNotFoundError, IsADirectoryError, UnidentifiedImageError):
         raise SettingsInvalid(f"--image: {question.image} is no picture that can be read") from None
     example = EncodedExample(
-        prompt_ids=tuple(parts.processor.prompt_ids(question.question, [])),
+        prompt_ids=tuple(parts.processor.prompt_ids(Prompt(question=question.question))),
         answer_ids=(),
         image_embeds_PD=image_embeds(parts, torch.stack([pixels_CHW]))[0],
     )

@@ -6,7 +6,7 @@ from random import Random
 from fednano.data.icons.generate import generate
 from fednano.data.icons.layout import AskedScene, write_iconqa
 from fednano.data.icons.questions import question
-from fednano.data.partition import partition_by_skill
+from fednano.data.partition import partition_by_topic
 from fednano.errors import ExamplesInvalid
 
 
@@ -31,7 +31,7 @@ def write_icon_federation(
             raise ExamplesInvalid(f"{folder} exists already: remove it or write elsewhere", folder=str(folder))
     asked_of_split = _asked(counts, seed)
     skills = {split: [asked.scene.skill for asked in each] for split, each in asked_of_split.items()}
-    clients = partition_by_skill(skills, client_count=client_count, alpha=alpha, seed=seed)
+    clients = partition_by_topic(skills, client_count=client_count, alpha=alpha, seed=seed)
     for folder, client in zip(folders, clients, strict=True):
         write_iconqa(folder, {split: [asked_of_split[split][i] for i in client[split]] for split in counts})
     return folders

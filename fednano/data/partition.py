@@ -1,6 +1,6 @@
-"""Non-IID splits: how much of each skill a client gets is drawn from a Dirichlet distribution.
+"""Non-IID splits: how much of each topic a client gets is drawn from a Dirichlet distribution.
 
-S: skills   K: clients
+S: topics   K: clients
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from fednano.errors import ExamplesInvalid
 _DRAW_COUNT = 10_000
 
 
-def partition_by_skill(
-    skills_of_split: Mapping[str, Sequence[str]],
+def partition_by_topic(
+    topics_of_split: Mapping[str, Sequence[str]],
     *,
     client_count: int,
     alpha: float,
@@ -23,17 +23,17 @@ def partition_by_skill(
 ) -> list[dict[str, list[int]]]:
     """For each client and split the indices of its examples, ascending; every index goes to exactly one client.
 
-    ``skills_of_split`` names the (first) skill of every example of a split. A client has the same part of a skill in
+    ``topics_of_split`` names the topic of every example of a split. A client has the same part of a topic in
     all splits. Proportions are drawn again until every client has, in every split, ``minimum_share`` of what an even
     split would give it. The same arguments give the same partition.
     """
     if client_count < 1 or alpha <= 0:
         raise ExamplesInvalid(f"a partition needs clients >= 1 and alpha > 0, not {client_count} and {alpha}")
     generator = np.random.Generator(np.random.PCG64(seed))
-    skills = sorted({skill for each in skills_of_split.values() for skill in each})
+    topics = sorted({topic for each in topics_of_split.values() for topic in each})
     for _ in range(_DRAW_COUNT):
-        shares_SK = generator.dirichlet([alpha] * client_count, size=len(skills))
-        cuts = {split: _cut(each, skills, shares_SK) for split, each in skills_of_split.items()}
+        shares_SK = generator.dirichlet([alpha] * client_count, size=len(topics))
+        cuts = {split: _cut(each, topics, shares_SK) for split, each in topics_of_split.items()}
         if all(_is_fair(clients, minimum_share) for clients in cuts.values()):
             return [{split: clients[k] for split, clients in cuts.items()} for k in range(client_count)]
     message = (
@@ -43,13 +43,13 @@ def partition_by_skill(
     raise ExamplesInvalid(message, clients=str(client_count), alpha=str(alpha))
 
 
-def _cut(skills_of_examples: Sequence[str], skills: Sequence[str], shares_SK: NDArray[np.float64]) -> list[list[int]]:
-    indices_of: dict[str, list[int]] = {skill: [] for skill in skills}
-    for index, skill in enumerate(skills_of_examples):
-        indices_of[skill].append(index)
+def _cut(topics_of_examples: Sequence[str], topics: Sequence[str], shares_SK: NDArray[np.float64]) -> list[list[int]]:
+    indices_of: dict[str, list[int]] = {topic: [] for topic in topics}
+    for index, topic in enumerate(topics_of_examples):
+        indices_of[topic].append(index)
     clients: list[list[int]] = [[] for _ in range(shares_SK.shape[1])]
     for shares_K, indices in zip(shares_SK, indices_of.values(), strict=True):
-        # Rounded cumulative shares: nothing is lost, and no client is off by more than one example a skill.
+        # Rounded cumulative shares: nothing is lost, and no client is off by more than one example a topic.
         ends = [round(float(share) * len(indices)) for share in np.cumsum(shares_K)]
         ends[-1] = len(indices)
         for client, start, end in zip(clients, [0, *ends], ends, strict=False):

@@ -15,8 +15,8 @@ from torch import Tensor
 class EncodedExample:
     """An example as the edge computes with it.
 
-    ``prompt_ids`` holds the image's P placeholders, ``answer_ids`` ends with the token that ends an answer, and
-    ``image_embeds_PD`` comes from frozen pieces, so that it is computed once.
+    ``prompt_ids`` holds P placeholders, which may belong to several images or to none; ``answer_ids`` ends with the
+    token that ends an answer; ``image_embeds_PD`` comes from frozen pieces, so that it is computed once.
     """
 
     prompt_ids: tuple[int, ...]
@@ -35,7 +35,7 @@ class PackedBatch:
 
     token_ids_S: Tensor
     is_image_S: Tensor
-    image_embeds_BPD: Tensor
+    image_embeds_MD: Tensor
     sequence_lengths: tuple[int, ...]
     output_positions: tuple[int, ...]
     answer_ids_N: Tensor
@@ -108,7 +108,7 @@ def _batch(
     return PackedBatch(
         token_ids_S=token_ids_S,
         is_image_S=token_ids_S == image_token_id,
-        image_embeds_BPD=torch.stack([example.image_embeds_PD for example in examples]),
+        image_embeds_MD=torch.cat([example.image_embeds_PD for example in examples]),
         sequence_lengths=tuple(map(len, sequences)),
         output_positions=tuple(positions),
         answer_ids_N=torch.tensor(answers, dtype=torch.long),

@@ -59,7 +59,7 @@ class NanoEdge(nn.Module):
     def frozen_embeds(self, batch: PackedBatch, modality: str) -> Tensor:
         """What the modality's adapter gets: [M, D], in the order of ``positions_of``."""
         if modality == IMAGE:
-            return batch.image_embeds_BPD.flatten(0, 1)
+            return batch.image_embeds_MD
         embeds_MD: Tensor = self.token_embedding(batch.token_ids_S[~batch.is_image_S])
         return embeds_MD
 

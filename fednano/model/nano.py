@@ -20,6 +20,7 @@ from fednano.errors import ModelInvalid
 from fednano.model.connector import Connector
 from fednano.model.manifest import Manifest
 from fednano.model.parts import EdgeParts
+from fednano.prompt import LETTERS, Prompt
 from fednano.model.vision import NanoVisionEncoder
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
@@ -62,7 +63,10 @@ class NanoEdgeModules(nn.Module):
 
 
 class NanoProcessor:
-    """The prompt is: first token, image placeholders, question, choices if any, ``answer :``."""
+    """The prompt is: first token, image placeholders, hint if any, question, choices if any, ``answer :``.
+
+    All pictures stand in front, for the pretraining knew of one at most, and it stood there.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: NanoConfig) -> None:
         self._tokenizer = tokenizer
@@ -80,9 +84,11 @@ class NanoProcessor:
         values_HWC = np.array(image.convert("RGB"), dtype=np.float32)
         return torch.from_numpy(values_HWC / 127.5 - 1).permute(2, 0, 1).contiguous()
 
-    def prompt_ids(self, question: str, choices: Sequence[str]) -> list[int]:
-        text = " ".join([question, *(["options", ":", " , ".join(choices)] if choices else []), "answer :"])
-        return [self._bos_token_id, *[self.image_token_id] * self._image_token_count, *self._encode(text)]
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        options = ["options", ":", " , ".join(_choices(prompt))] if prompt.choices else []
+        text = " ".join([*([prompt.hint] if prompt.hint else []), prompt.question, *options, "answer :"])
+        placeholders = [self.image_token_id] * (self._image_token_count * prompt.image_count)
+        return [self._bos_token_id, *placeholders, *self._encode(text)]
 
     def answer_ids(self, answer: str) -> list[int]:
         return [*self._encode(answer), self.eos_token_id]
@@ -98,6 +104,12 @@ class NanoProcessor:
         plain = re.sub("|".join(map(re.escape, SPECIAL_TOKENS)), " ", text.lower())
         ids: list[int] = self._tokenizer.encode(plain, add_special_tokens=False).ids
         return ids
+
+
+def _choices(prompt: Prompt) -> list[str]:
+    if not prompt.asks_letter:
+        return list(prompt.choices)
+    return [f"{letter} . {choice}" for letter, choice in zip(LETTERS, prompt.choices, strict=False)]
 
 
 def load(folder: Path, manifest: Manifest) -> EdgeParts:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fednano.errors import ModelInvalid
 from fednano.model.manifest import Manifest, read_manifest
 from fednano.model.manifest import resolve_model as resolve_model
+from fednano.prompt import Prompt
 
 
 class Processor(Protocol):
@@ -30,8 +31,8 @@ class Processor(Protocol):
         """One picture of any size and mode as float32 [C, H, W], scaled as the vision encoder wants it."""
         ...
 
-    def prompt_ids(self, question: str, choices: Sequence[str]) -> list[int]:
-        """All that comes before the answer, with the first token and the image's placeholders."""
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """All that comes before the answer, with the first token and P placeholders for each of its images."""
         ...
 
     def answer_ids(self, answer: str) -> list[int]:

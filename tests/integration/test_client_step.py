@@ -18,6 +18,7 @@ from fednano.model.batch import EncodedExample, PackedBatch, pack, pack_prompts
 from fednano.model.edge import LanguageHalf, NanoEdge
 from fednano.model.language import LanguageModel, load_language_model
 from fednano.model.parts import load_edge, resolve_model
+from fednano.prompt import Prompt
 from fednano.rpc.channels import open_channel
 from fednano.rpc.server import serving
 from fednano.split.remote import RemoteLanguageModel
@@ -88,7 +89,7 @@ def examples_of(edge: NanoEdge) -> list[EncodedExample]:
     processor = edge.parts.processor
     return [
         EncodedExample(
-            prompt_ids=tuple(processor.prompt_ids(question, ())),
+            prompt_ids=tuple(processor.prompt_ids(Prompt(question=question))),
             answer_ids=tuple(processor.answer_ids(answer)),
             image_embeds_PD=torch.randn(edge_image_tokens(edge), 128, generator=torch.Generator().manual_seed(1)),
         )
@@ -97,7 +98,7 @@ def examples_of(edge: NanoEdge) -> list[EncodedExample]:
 
 
 def edge_image_tokens(edge: NanoEdge) -> int:
-    return edge.parts.processor.prompt_ids("", ()).count(edge.parts.processor.image_token_id)
+    return edge.parts.processor.prompt_ids(Prompt(question="")).count(edge.parts.processor.image_token_id)
 
 
 def batch_of(edge: NanoEdge) -> PackedBatch:

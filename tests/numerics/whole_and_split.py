@@ -14,6 +14,7 @@ from fednano.model.batch import EncodedExample
 from fednano.model.edge import NanoEdge, image_embeds
 from fednano.model.language import LanguageModel, load_language_model
 from fednano.model.parts import load_edge, resolve_model
+from fednano.prompt import Prompt
 from fednano.rpc.channels import open_channel
 from fednano.rpc.server import serving
 from fednano.split.remote import RemoteLanguageModel
@@ -50,7 +51,7 @@ def ragged_examples(edge: NanoEdge) -> list[EncodedExample]:
     pixels_BCHW = torch.rand(len(QUESTIONS), 3, 64, 64) * 2 - 1
     return [
         EncodedExample(
-            prompt_ids=tuple(processor.prompt_ids(question, ())),
+            prompt_ids=tuple(processor.prompt_ids(Prompt(question=question))),
             answer_ids=tuple(processor.answer_ids(answer)),
             image_embeds_PD=embeds_PD,
         )

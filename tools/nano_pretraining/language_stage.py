@@ -20,6 +20,7 @@ from fednano.data.icons.scenes import SKILLS, Scene
 from fednano.model.connector import Connector
 from fednano.model.nano import BOS, EOS, PAD, NanoProcessor
 from fednano.model.vision import NanoVisionEncoder
+from fednano.prompt import Prompt
 from nano_pretraining.encoder_stage import DOMAINS, pixels_of, skills_of
 from nano_pretraining.settings import ModelSettings, Settings
 from nano_pretraining.training import Checkpoint, Log, evaluation_seed, run_steps, step_seed
@@ -133,7 +134,7 @@ def _exact_match(
     random = Random(evaluation_seed(settings.seed))
     turns = [
         Turn(
-            prompt_ids=processor.prompt_ids(question(scene, domain, random), ()),
+            prompt_ids=processor.prompt_ids(Prompt(question=question(scene, domain, random))),
             answer_ids=processor.answer_ids(scene.drawing.answer),
         )
         for scene in scenes
@@ -148,7 +149,7 @@ def _turn(scene: Scene, processor: NanoProcessor, random: Random, caption_share:
     asked, answer = question(scene, "A", random), scene.drawing.answer
     if random.random() < caption_share:
         asked, answer = "describe", scene.drawing.caption
-    return Turn(prompt_ids=processor.prompt_ids(asked, ()), answer_ids=processor.answer_ids(answer))
+    return Turn(prompt_ids=processor.prompt_ids(Prompt(question=asked)), answer_ids=processor.answer_ids(answer))
 
 
 def _llama_config(model: ModelSettings, words: dict[str, int]) -> LlamaConfig:

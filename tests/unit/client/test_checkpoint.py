@@ -14,6 +14,7 @@ from fednano.model.batch import EncodedExample
 from fednano.model.edge import NanoEdge
 from fednano.model.language import LanguageModel, load_language_model
 from fednano.model.parts import EdgeParts, load_edge, resolve_model
+from fednano.prompt import Prompt
 from fednano.split.traffic import Traffic
 from fednano.v1.run_pb2 import TrainConfig
 from fednano.wire.artifacts import file_sha256
@@ -56,11 +57,11 @@ def edge_of(parts: EdgeParts, seed: int = 7) -> NanoEdge:
 
 def examples_of(parts: EdgeParts) -> list[EncodedExample]:
     processor = parts.processor
-    image_tokens = processor.prompt_ids("", ()).count(processor.image_token_id)
+    image_tokens = processor.prompt_ids(Prompt(question="")).count(processor.image_token_id)
     random = torch.Generator().manual_seed(3)
     return [
         EncodedExample(
-            prompt_ids=tuple(processor.prompt_ids("how many circles are there ?" + " red" * index, ())),
+            prompt_ids=tuple(processor.prompt_ids(Prompt(question="how many circles are there ?" + " red" * index))),
             answer_ids=tuple(processor.answer_ids(str(index))),
             image_embeds_PD=torch.randn(image_tokens, 128, generator=random),
         )

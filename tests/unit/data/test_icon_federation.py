@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fednano.data.folder import load_examples
 from fednano.data.icon_federation import write_icon_federation
-from fednano.data.iconqa import load_iconqa
 from fednano.errors import ExamplesInvalid
 
 COUNTS = {"train": 160, "val": 48, "test": 80}
@@ -24,10 +24,10 @@ def test_the_loader_reads_all_that_was_written(tmp_path: Path) -> None:
     folders = write(tmp_path / "clients")
     assert [folder.name for folder in folders] == ["client-1", "client-2", "client-3"]
     for split, count in COUNTS.items():
-        examples = [example for folder in folders for example in load_iconqa(folder, split)]
+        examples = [example for folder in folders for example in load_examples(folder, split)]
         assert len(examples) == count
         assert len({example.pid for example in examples}) == count
-        with Image.open(examples[0].image) as image:
+        with Image.open(examples[0].images[0]) as image:
             assert (image.size, image.mode) == ((64, 64), "RGB")
 
 
@@ -41,14 +41,14 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path: P
 
 def test_clients_differ_in_their_skills(tmp_path: Path) -> None:
     folders = write(tmp_path / "clients")
-    counting = [sum("counting" in e.skills for e in load_iconqa(folder, "train")) for folder in folders]
+    counting = [sum("counting" in e.skills for e in load_examples(folder, "train")) for folder in folders]
     assert max(counting) >= 2 * min(counting)
 
 
 def test_the_splits_share_no_example(tmp_path: Path) -> None:
     folders = write(tmp_path / "clients")
     pictures = {
-        split: {example.image.read_bytes() for folder in folders for example in load_iconqa(folder, split)}
+        split: {example.images[0].read_bytes() for folder in folders for example in load_examples(folder, split)}
         for split in COUNTS
     }
     assert not pictures["train"] & pictures["test"]

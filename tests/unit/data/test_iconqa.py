@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fednano.data.iconqa import TASKS, load_iconqa, open_iconqa, read_problems
+from fednano.data.folder import load_examples
+from fednano.data.iconqa import TASKS, open_iconqa, read_iconqa, read_problems
 from fednano.errors import ExamplesInvalid
 
 REAL_FOLDER = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "iconqa" / "iconqa_data"
@@ -13,41 +14,47 @@ needs_real_files = pytest.mark.skipif(not REAL_FOLDER.is_dir(), reason="no real 
 
 FREE = {"question": "How many?", "answer": "3", "ques_type": "fill_in_blank", "split": "train"}
 CHOSEN = {"question": "Which?", "answer": 1, "choices": ["a", "b"], "ques_type": "choose_txt", "split": "train"}
-IMAGES = {**CHOSEN, "ques_type": "choose_img"}
+IMAGES = {**CHOSEN, "choices": ["choice_0.png", "choice_1.png"], "ques_type": "choose_img"}
 
 
 def write_folder(folder: Path, records: dict[str, dict[str, Any]]) -> Path:
     splits: dict[str, list[str]] = {f"{task}_train": [] for task in TASKS}
     for pid, record in records.items():
         splits[f"{record['ques_type']}_train"].append(pid)
-        image = folder / "iconqa" / "train" / record["ques_type"] / pid / "image.png"
-        image.parent.mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(image)
+        own = folder / "iconqa" / "train" / record["ques_type"] / pid
+        own.mkdir(parents=True)
+        for name in ("image.png", "choice_0.png", "choice_1.png"):
+            Image.new("RGB", (8, 8)).save(own / name)
     (folder / "problems.json").write_text(json.dumps(records))
     (folder / "pid_splits.json").write_text(json.dumps(splits))
     (folder / "pid2skills.json").write_text(json.dumps({pid: ["counting"] for pid in records}))
     return folder
 
 
-def fault_of(folder: Path, **select: Any) -> ExamplesInvalid:
+def fault_of(folder: Path, tasks: list[str] | None = None) -> ExamplesInvalid:
     with pytest.raises(ExamplesInvalid) as caught:
-        load_iconqa(folder, "train", **select)
+        load_examples(folder, "train") if tasks is None else read_iconqa(open_iconqa(folder), "train", tasks)
     return caught.value
 
 
 def test_free_and_chosen_answers_become_texts(tmp_path: Path) -> None:
-    free, chosen = load_iconqa(write_folder(tmp_path, {"7": FREE, "9": CHOSEN}), "train")
+    free, chosen = load_examples(write_folder(tmp_path, {"7": FREE, "9": CHOSEN}), "train")
     assert (free.pid, free.answer, free.choices, free.skills) == ("7", "3", (), ("counting",))
     assert (chosen.pid, chosen.answer, chosen.choices) == ("9", "b", ("a", "b"))
-    assert free.image.is_file()
+    assert free.images[0].is_file()
 
 
-def test_choices_that_are_images_are_refused_unless_other_tasks_are_selected(tmp_path: Path) -> None:
+def test_choices_that_are_pictures_follow_the_question_s_own_and_are_chosen_by_letter(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, {"7": FREE, "9": IMAGES})
-    fault = fault_of(folder)
-    assert "1 problems of choose_img_train" in fault.message
-    assert "select tasks=" in fault.message
-    assert [example.pid for example in load_iconqa(folder, "train", ["fill_in_blank"])] == ["7"]
+    pictured = load_examples(folder, "train")[1]
+    assert [image.name for image in pictured.images] == ["image.png", "choice_0.png", "choice_1.png"]
+    assert (pictured.choices, pictured.answer, pictured.asks_letter) == (("", ""), "B", True)
+    assert pictured.prompt.image_count == 3
+
+
+def test_a_picture_of_a_choice_lies_in_the_problem_s_own_folder(tmp_path: Path) -> None:
+    fault = fault_of(write_folder(tmp_path, {"9": {**IMAGES, "choices": ["../8/image.png", "choice_1.png"]}}))
+    assert fault.facts["field"] == "choices"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,7 @@ def test_a_missing_skill_is_refused(tmp_path: Path) -> None:
 def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, {"7": FREE})
     with pytest.raises(ExamplesInvalid, match=r"no list fill_in_blank_test: it has .*fill_in_blank_train"):
-        load_iconqa(folder, "test")
+        load_examples(folder, "test")
 
 
 def test_an_unknown_task_names_the_known_ones(tmp_path: Path) -> None:
@@ -120,16 +127,18 @@ def test_the_real_records_of_every_task_are_read(task: str) -> None:
 
 @needs_real_files
 def test_the_real_examples_have_texts_images_and_skills() -> None:
-    examples = load_iconqa(REAL_FOLDER, "test", ["fill_in_blank", "choose_txt"])
+    examples = read_iconqa(open_iconqa(REAL_FOLDER), "test", ["fill_in_blank", "choose_txt"])
     assert len(examples) == 50
     assert all(example.answer and example.question and example.skills for example in examples)
     assert all(example.answer in example.choices for example in examples[25:])
     assert next(example for example in examples if example.pid == "20").answer == "7,364"
-    with Image.open(examples[0].image) as image:
+    with Image.open(examples[0].images[0]) as image:
         assert image.size[0] > 0
 
 
 @needs_real_files
-def test_the_real_excerpt_is_refused_whole_because_of_its_image_choices() -> None:
-    with pytest.raises(ExamplesInvalid, match="25 problems of choose_img_test"):
-        load_iconqa(REAL_FOLDER, "test")
+def test_the_real_choices_that_are_pictures_are_all_there() -> None:
+    examples = read_iconqa(open_iconqa(REAL_FOLDER), "test", ["choose_img"])
+    assert len(examples) == 25
+    assert all(len(each.images) == len(each.choices) + 1 for each in examples)
+    assert load_examples(REAL_FOLDER, "test")[50:] == examples

@@ -15,6 +15,7 @@ from fednano.data.icons.generate import generate
 from fednano.data.icons.questions import question
 from fednano.data.icons.scenes import Scene
 from fednano.model.parts import EdgeParts, load_edge, resolve_model
+from fednano.prompt import Prompt
 
 DOMAINS: tuple[Domain, ...] = ("A", "B")
 
@@ -57,13 +58,13 @@ def test_no_word_of_either_domain_is_unknown(parts: EdgeParts) -> None:
     random = Random(0)
     for domain in DOMAINS:
         for scene in generate(400, domain, 1):
-            assert unknown_id not in parts.processor.prompt_ids(question(scene, domain, random), ())
+            assert unknown_id not in parts.processor.prompt_ids(Prompt(question=question(scene, domain, random)))
             assert unknown_id not in parts.processor.answer_ids(scene.drawing.caption)
 
 
 def test_a_prompt_is_first_token_placeholders_question_and_answer_mark(parts: EdgeParts) -> None:
     processor = parts.processor
-    ids = processor.prompt_ids("What time is it?", ())
+    ids = processor.prompt_ids(Prompt(question="What time is it?"))
     words = processor.answer_ids("what time is it ? answer :")[:-1]
     assert ids[1:] == [processor.image_token_id] * 16 + words
     assert ids[0] not in (processor.image_token_id, processor.eos_token_id, *words)
@@ -71,13 +72,13 @@ def test_a_prompt_is_first_token_placeholders_question_and_answer_mark(parts: Ed
 
 def test_choices_stand_between_question_and_answer_mark(parts: EdgeParts) -> None:
     processor = parts.processor
-    ids = processor.prompt_ids("What color is next?", ("red", "blue"))
+    ids = processor.prompt_ids(Prompt(question="What color is next?", choices=("red", "blue")))
     assert ids[17:] == processor.answer_ids("what color is next ? options : red , blue answer :")[:-1]
 
 
 def test_special_tokens_in_a_question_stay_plain_text(parts: EdgeParts) -> None:
     processor = parts.processor
-    ids = processor.prompt_ids("What <eos> time <image> is <IMAGE> it?", ())
+    ids = processor.prompt_ids(Prompt(question="What <eos> time <image> is <IMAGE> it?"))
     assert processor.eos_token_id not in ids
     assert ids.count(processor.image_token_id) == 16
 
@@ -124,7 +125,7 @@ def exact_match(parts: EdgeParts, language_model: torch.nn.Module, domain: Domai
 @torch.no_grad()
 def decode(parts: EdgeParts, language_model: torch.nn.Module, scene: Scene, asked: str) -> str:
     """Greedy, at most four tokens, as plain as can be."""
-    prompt_ids, ids = parts.processor.prompt_ids(asked, ()), list[int]()
+    prompt_ids, ids = parts.processor.prompt_ids(Prompt(question=asked)), list[int]()
     features_BPE = parts.vision_encoder(parts.processor.pixels(scene.image)[None])
     image_embeds_BPD: Tensor = parts.connector(features_BPE)
     while len(ids) < 4 and parts.processor.eos_token_id not in ids:

@@ -1,0 +1,114 @@
+"""Reads a user's own examples: ``examples.jsonl``, one JSON object a line, and pictures beside it.
+
+    {"id": "1", "image": "scans/1.png", "question": "Is the joint sound?", "choices": ["yes", "no"], "answer": "yes",
+     "topic": "welding", "split": "train"}
+
+``choices``, ``topic`` and ``split`` may be left out: a free answer, no topic, the split train. ``image`` may be null,
+or a list of pictures. Lines that are empty are passed over.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fednano.data.example import Example
+from fednano.errors import ExamplesInvalid
+
+EXAMPLES_FILE = "examples.jsonl"
+SPLITS = ("train", "val", "test")
+
+
+class Line(BaseModel):
+    """One line. A field that is not here is a fault, for it is likely a misspelling."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: str = Field(min_length=1)
+    image: str | list[str] | None
+    question: str = Field(min_length=1)
+    choices: list[str] = []
+    answer: str = Field(min_length=1)
+    topic: str = ""
+    split: str = "train"
+
+    @property
+    def images(self) -> list[str]:
+        return [self.image] if isinstance(self.image, str) else self.image or []
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonlFolder:
+    """The file's checked lines. The images stay on disk."""
+
+    path: Path
+    lines: tuple[Line, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(sorted({line.split for line in self.lines}))
+
+    def read(self, split: str) -> list[Example]:
+        """In the order of the file. Whether the images are there is not looked at."""
+        if split not in self.splits:
+            path = self.path / EXAMPLES_FILE
+            message = f"{path} has no line of split {split}: it has {', '.join(self.splits) or 'none'}"
+            raise ExamplesInvalid(message, file=str(path), split=split)
+        return [_example(self.path, line) for line in self.lines if line.split == split]
+
+
+def open_jsonl(folder: Path) -> JsonlFolder:
+    """Raises ExamplesInvalid, which names file, line and field, for the first line that is wrong."""
+    return JsonlFolder(path=folder, lines=tuple(_lines(folder / EXAMPLES_FILE)))
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    seen: dict[str, int] = {}
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ExamplesInvalid(f"{path} cannot be read as UTF-8 text ({error})", file=str(path)) from error
+    # Not splitlines(): a text may hold the line separators of Unicode.
+    for number, text in enumerate(content.split("\n"), start=1):
+        if not text.strip():
+            continue
+        line = _line(path, number, text)
+        if line.id in seen:
+            raise _wrong(path, number, "id", f"is that of line {seen[line.id]} too: each example needs its own")
+        seen[line.id] = number
+        yield line
+
+
+def _line(path: Path, number: int, text: str) -> Line:
+    try:
+        line = Line.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else "the whole line"
+        raise _wrong(path, number, field, f"is wrong: {first['msg']}") from None
+    if line.choices and line.answer not in line.choices:
+        raise _wrong(path, number, "answer", f"is none of the {len(line.choices)} choices")
+    if line.split not in SPLITS:
+        raise _wrong(path, number, "split", f"must be one of {', '.join(SPLITS)}")
+    for image in line.images:
+        relative = PurePosixPath(image)
+        if not image or relative.is_absolute() or ".." in relative.parts:
+            raise _wrong(path, number, "image", "must be a path inside the folder")
+    return line
+
+
+def _example(folder: Path, line: Line) -> Example:
+    return Example(
+        pid=line.id,
+        images=tuple(folder / image for image in line.images),
+        question=line.question,
+        choices=tuple(line.choices),
+        answer=line.answer,
+        topic=line.topic,
+        skills=(line.topic,) if line.topic else (),
+    )
+
+
+def _wrong(path: Path, number: int, field: str, fault: str) -> ExamplesInvalid:
+    return ExamplesInvalid(f"{path}, line {number}: {field} {fault}", file=str(path), line=str(number), field=field)
