@@ -12,6 +12,7 @@ from fednano.errors import ExamplesInvalid, FednanoError, ModelInvalid, Settings
 from fednano.metrics import RpcMetrics, new_registry, serve_metrics
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
+from fednano.wire.heap import keep_freed_memory
 from services.client.agent import Agent
 from services.client.metrics import ClientMetrics
 from services.client.settings import ClientSettings
@@ -20,6 +21,7 @@ log = get_logger("client")
 
 
 def main() -> int:
+    keep_freed_memory()
     try:
         settings = read_settings(ClientSettings)
         configure_logging(f"client {settings.client_id}", level=settings.log_level)

@@ -14,6 +14,7 @@ from fednano.model.manifest import resolve_model
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
 from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server
+from fednano.wire.heap import keep_freed_memory
 from services.server.exactness import choose_batching
 from services.server.metrics import ServerMetrics
 from services.server.model_thread import ModelThread
@@ -26,6 +27,7 @@ LAST_CALLS_S = 1.0
 
 def main() -> int:
     """0 after a signal, 2 with one line on stderr for what the person who started it can set right."""
+    keep_freed_memory()
     transformers_logging.disable_progress_bar()
     try:
         settings = read_settings(ServerSettings)
