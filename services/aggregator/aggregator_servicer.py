@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 
 from google.protobuf.duration_pb2 import Duration
 
 from fednano.errors import FieldInvalid, ModelDigestMismatch, ResourceNotFound, RoundClosed, RunEnded
 from fednano.names import ClientName, RoundName, RunName, check_id
 from fednano.rpc.interceptor import Context
+from fednano.security.identity import peer_identity
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import aggregator_service_pb2_grpc as pb_grpc
 from fednano.v1 import run_pb2
@@ -99,15 +101,25 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
     async def DownloadAdapter(
         self, request: pb.DownloadAdapterRequest, context: Context
     ) -> AsyncIterator[pb.DownloadAdapterResponse]:
-        run = RunName.parse(request.run, "run").run
+        run, identity = RunName.parse(request.run, "run").run, peer_identity(context)
+        client = None if identity is None else ClientName(run=run, client=identity.id)
         with self._federation.store.transaction() as connection:
+            if client is not None:
+                # What a run makes is for those who take part in it.
+                clients.client_state(connection, client)
+                clients.check_not_evicted(connection, client)
             is_known = rounds.is_global_adapter(connection, run, request.sha256)
         if not is_known:
             raise ResourceNotFound(f"{request.run} has no adapter {request.sha256}: poll for a task", name=request.run)
-        path = await asyncio.to_thread(self._federation.artifacts.verified_path, request.sha256)
-        yield pb.DownloadAdapterResponse(header=adapter_spec(path, request.sha256))
-        for chunk in file_chunks([path]):
-            yield pb.DownloadAdapterResponse(chunk=chunk)
+        async with self._federation.expulsions.transfer(client) if client is not None else nullcontext():
+            path = await asyncio.to_thread(self._federation.artifacts.verified_path, request.sha256)
+            # Written here, not yielded: whoever is put out while it waits for the client to read ends here too.
+            await context.write(pb.DownloadAdapterResponse(header=adapter_spec(path, request.sha256)))
+            for chunk in file_chunks([path]):
+                await context.write(pb.DownloadAdapterResponse(chunk=chunk))
+        left: tuple[pb.DownloadAdapterResponse, ...] = ()
+        for response in left:
+            yield response
 
     async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
         return await self._intake.received(request.header)

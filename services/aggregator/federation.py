@@ -9,6 +9,7 @@ from services.aggregator.artifact_bucket import open_place
 from services.aggregator.artifact_store import ArtifactStore
 from services.aggregator.changes import Changes
 from services.aggregator.disk_faults import disk_faults_named
+from services.aggregator.expulsions import Expulsions
 from services.aggregator.leases import Leases
 from services.aggregator.run_context import RunContext
 from services.aggregator.run_driver import RunDriver
@@ -30,6 +31,7 @@ class Federation:
     artifacts: ArtifactStore
     leases: Leases
     changes: Changes = field(default_factory=Changes)
+    expulsions: Expulsions = field(default_factory=Expulsions)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     def drive(self, run: str) -> None:

@@ -60,7 +60,8 @@ class Intake:
         offer = read_offer(first.header)
         # For the rest of this call's task, the refusal's line too.
         bind_contextvars(run=str(offer.name.parent), round=str(offer.name), client=str(offer.client))
-        count = await self._noting_refusal(offer, self._take(frames, offer))
+        async with self._federation.expulsions.transfer(offer.client):
+            count = await self._noting_refusal(offer, self._take(frames, offer))
         self._federation.changes.notify(offer.name.run)
         return count
 

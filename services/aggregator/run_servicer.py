@@ -101,6 +101,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
         name = ClientName.parse(request.name)
         with self._federation.store.transaction() as connection:
             client = evict_client(connection, name)
+        self._federation.expulsions.expel(name)
         self._federation.changes.notify_tasks(name.run)
         return pb.EvictClientResponse(client=client)
 

@@ -133,3 +133,19 @@ MEASUREMENTS = Table(
     Column("key", Words, nullable=False),
     Column("value", Float, nullable=False),
 )
+
+JOIN_TOKENS = Table(
+    "join_tokens",
+    METADATA,
+    # Never the token itself: who reads the database must not be able to use it.
+    Column("token_sha256", String, primary_key=True),
+    # Empty: any run, any client.
+    Column("run", NAME, nullable=False, default=""),
+    Column("client", NAME, nullable=False, default=""),
+    Column("create_time_s", Float, nullable=False),
+    Column("expire_time_s", Float, nullable=False),
+    # Once it was used: when, for which certificate request, and what was given for it.
+    Column("use_time_s", Float),
+    Column("request_sha256", String, nullable=False, default=""),
+    Column("certificate_chain", LargeBinary, nullable=False, default=b""),
+)
