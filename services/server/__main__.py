@@ -9,12 +9,12 @@ from transformers.utils import logging as transformers_logging
 from fednano.config import read_settings
 from fednano.errors import LocalError, PeerUnavailable
 from fednano.metrics import RpcMetrics, new_registry, serve_metrics
-from fednano.model.language import LanguageModel, load_language_model
-from fednano.model.manifest import resolve_model
+from fednano.model.language import LanguageModel
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
 from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server
 from fednano.wire.heap import keep_freed_memory
+from services.server.backbone import load_backbone
 from services.server.exactness import choose_batching
 from services.server.metrics import ServerMetrics
 from services.server.model_thread import ModelThread
@@ -51,7 +51,7 @@ async def serve(settings: ServerSettings) -> None:
         )
         try:
             # Not in the model's thread, whose deadline is that of a pass: a large model takes minutes to read.
-            model = await asyncio.to_thread(_load, settings)
+            model = await asyncio.to_thread(load_backbone, settings)
             settings = await asyncio.to_thread(_with_batching, settings, model)
             log.info("starting", settings=settings.shown())
             servicer = SplitServicer(model, thread, settings)
@@ -72,18 +72,17 @@ async def serve(settings: ServerSettings) -> None:
             thread.close()
 
 
-def _load(settings: ServerSettings) -> LanguageModel:
-    folder = resolve_model(settings.model) / "server"
-    model = load_language_model(folder, getattr(torch, settings.compute_type), settings.device)
-    log.info("model_loaded", model=model.manifest.model, digest=model.manifest.digest, device=str(model.device))
-    return model
-
-
 def _with_batching(settings: ServerSettings, model: LanguageModel) -> ServerSettings:
     # In this thread: bits depend on how many there are.
     torch.set_num_threads(settings.threads)
     chosen = choose_batching(settings.batching, model)
-    log.info("batching", asked=settings.batching, chosen=chosen, row_tile=model.row_tile)
+    log.info(
+        "batching",
+        asked=settings.batching,
+        chosen=chosen,
+        row_tile=model.row_tile,
+        decode_row_tile=model.decoder.row_tile,
+    )
     return settings.model_copy(update={"batching": chosen})
 
 

@@ -9,6 +9,7 @@ import torch
 
 from fednano.errors import WireError
 from fednano.model.language import LanguageModel
+from fednano.model.quantized import Precision
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import split_service_pb2_grpc as rpc
 from fednano.v1 import tensor_pb2 as tpb
@@ -37,6 +38,11 @@ _COMPUTE_TYPES = {
     torch.float32: tpb.DATA_TYPE_FLOAT32,
     torch.float16: tpb.DATA_TYPE_FLOAT16,
     torch.bfloat16: tpb.DATA_TYPE_BFLOAT16,
+}
+_QUANTIZATIONS: dict[Precision | None, "pb.Quantization.ValueType"] = {
+    None: pb.QUANTIZATION_NONE,
+    "int8": pb.QUANTIZATION_INT8,
+    "int4": pb.QUANTIZATION_INT4,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -79,6 +85,7 @@ class SplitServicer(rpc.SplitServiceServicer):
                 max_pass_tokens=self._settings.max_pass_tokens,
                 compute_type=_COMPUTE_TYPES[model.dtype],
                 encodings=[ENCODINGS_BY_NAME[name] for name in self._settings.wire_encodings],
+                quantization=_QUANTIZATIONS[model.quantize],
             )
         )
 

@@ -16,8 +16,13 @@ class ServerSettings(ServiceSettings):
     """What the LLM server needs beyond what every service needs."""
 
     model: str = Field("nano", description="a preset's name, or the folder of a model that was cut in two")
-    device: str = Field("cpu", description="where the model runs, such as cpu or cuda:0")
+    device: str = Field(
+        "cpu", description="where the model runs: cpu, cuda:0, or auto, which is CUDA where there is any"
+    )
     compute_type: Literal["float32", "float16", "bfloat16"] = Field("float32", description="type the model computes in")
+    quantize: Literal["none", "int8", "int4"] = Field(
+        "none", description="round the layers' weights when they are loaded; needs the extra quantize"
+    )
     threads: int = Field(1, ge=1, le=1024, description="CPU threads of a pass")
     max_pass_tokens: int = Field(16_384, ge=1, description="most tokens of a pass, and of one stream's decoding caches")
     batching: Batching = Field(
