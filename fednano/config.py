@@ -23,6 +23,7 @@ class Security(BaseModel):
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    tls_crl: Path | None = None
 
 
 class ServiceSettings(BaseSettings):
@@ -37,11 +38,20 @@ class ServiceSettings(BaseSettings):
     tls_ca: Path | None = Field(None, description="PEM file of the CA that both ends trust")
     tls_cert: Path | None = Field(None, description="PEM file of this service's certificate")
     tls_key: Path | None = Field(None, description="PEM file of this service's private key")
+    tls_crl: Path | None = Field(
+        None, description="PEM file of the CA's list of revoked certificates, read as it changes"
+    )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="least level that is logged")
     ready_file: Path | None = Field(None, description="file to write the bound host:port to, once serving")
     metrics_listen: str = Field(
         "", description="host:port for Prometheus to scrape, off when empty; nobody is authenticated: prefer loopback"
     )
+    audit_log: Path | None = Field(
+        None, description="file that keeps, in a chain, what operators did and which calls were refused; off if unset"
+    )
+    calls_per_s: float = Field(500.0, gt=0, description="calls a second, over time, that one peer may make")
+    call_burst: int = Field(2000, ge=1, description="calls that one peer may make in an instant")
+    calls_at_once: int = Field(256, ge=1, description="calls that one peer may have open, streams included")
     shutdown_grace_s: float = Field(5.0, ge=0, description="seconds that calls under way get after SIGTERM")
 
     @model_validator(mode="after")
@@ -54,7 +64,13 @@ class ServiceSettings(BaseSettings):
 
     @property
     def security(self) -> Security:
-        return Security(insecure=self.insecure, tls_ca=self.tls_ca, tls_cert=self.tls_cert, tls_key=self.tls_key)
+        return Security(
+            insecure=self.insecure,
+            tls_ca=self.tls_ca,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+            tls_crl=self.tls_crl,
+        )
 
     def shown(self) -> dict[str, str]:
         """The settings as a log may show them: those that are kept out of ``repr`` may hold a password."""

@@ -7,7 +7,7 @@ import grpc.aio
 
 from fednano.errors import Unauthenticated
 from fednano.rpc.policy import ANYONE
-from fednano.security.identity import peer_identity
+from fednano.security.identity import Identity
 
 Context = grpc.aio.ServicerContext[Any, Any]
 AUTHORIZATION = "authorization"
@@ -41,14 +41,8 @@ class BearerVerifier(Protocol):
         ...
 
 
-def certified_caller(context: Context) -> Caller | None:
-    """Whom the connection's certificate names; None where it has none. Raises Unauthenticated."""
-    identity = peer_identity(context)
-    if identity is None:
-        return None
-    return Caller(
-        role=identity.role, id=identity.id, address=context.peer(), proof="certificate", serial=identity.serial_hex
-    )
+def certified_caller(identity: Identity, address: str) -> Caller:
+    return Caller(role=identity.role, id=identity.id, address=address, proof="certificate", serial=identity.serial_hex)
 
 
 async def tokened_caller(context: Context, verifier: BearerVerifier | None) -> Caller:

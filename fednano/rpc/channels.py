@@ -4,14 +4,14 @@ import asyncio
 import random
 import time
 
-import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from fednano.config import Security
 from fednano.errors import PeerUnavailable, WireError
+from fednano.rpc.peer_channel import PeerChannel
 from fednano.rpc.retry import call_once
-from fednano.rpc.server import read_pem
+from fednano.security.pem_files import PemFiles
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 1.0
@@ -36,20 +36,14 @@ NAME_OPTIONS = [
 ]
 
 
-def open_channel(address: str, security: Security) -> grpc.aio.Channel:
+def open_channel(address: str, security: Security) -> PeerChannel:
     """A channel to ``address``; connecting happens on the first call, and again by itself whenever it is lost.
 
-    An address such as ``dns:///name:port`` is all the addresses that the name has.
+    An address such as ``dns:///name:port`` is all the addresses that the name has. Raises SettingsInvalid where the
+    certificate files are wrong; those that are renewed later are taken for the calls that follow.
     """
     options = CHANNEL_OPTIONS + (NAME_OPTIONS if address.startswith("dns:") else [])
-    if security.insecure:
-        return grpc.aio.insecure_channel(address, options=options)
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=read_pem(security.tls_ca),
-        private_key=read_pem(security.tls_key),
-        certificate_chain=read_pem(security.tls_cert),
-    )
-    return grpc.aio.secure_channel(address, credentials, options=options)
+    return PeerChannel(address, security, options, None if security.insecure else PemFiles(security))
 
 
 async def wait_until_serving(channel: grpc.aio.Channel, service: str, peer: str, timeout_s: float) -> None:

@@ -4,14 +4,14 @@ Nothing here looks at the services' state, and a request's bytes are parsed only
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from fednano.config import Security
+from fednano.config import Security, ServiceSettings
 from fednano.errors import (
     ClientEvicted,
     FieldInvalid,
@@ -26,9 +26,11 @@ from fednano.errors import (
 from fednano.names import ClientName
 from fednano.rpc.audit import AuditLog, Entry
 from fednano.rpc.callers import BearerVerifier, Caller, Context, certified_caller, tokened_caller
-from fednano.rpc.limits import CallLimits, PeerLimits, TooManyCalls
+from fednano.rpc.limits import DEFAULT_LIMITS, CallLimits, PeerLimits, TooManyCalls
 from fednano.rpc.policy import ANYONE, rule_of
 from fednano.rpc.status import reason_name
+from fednano.security.identity import peer_identity
+from fednano.security.watch import CertificateWatch
 
 # Refusals of a caller, not of what it asks: the audit log has them, whatever the method.
 REFUSALS = (Unauthenticated, RoleDenied, NotTheClient, JoinTokenRefused, ClientEvicted, MessageTooLarge)
@@ -41,9 +43,23 @@ class GateTerms:
     """How strict a gate is. Without an audit log nothing is kept; without a verifier no token is taken."""
 
     security: Security
-    limits: CallLimits = field(default_factory=CallLimits)
+    limits: CallLimits = DEFAULT_LIMITS
     audit: AuditLog | None = None
     bearer: BearerVerifier | None = None
+
+
+@contextmanager
+def gate_terms(settings: ServiceSettings, bearer: BearerVerifier | None = None) -> Iterator[GateTerms]:
+    """What a service's settings ask of its gate; the audit log is open while the block runs. Raises SettingsInvalid."""
+    limits = CallLimits(
+        calls_per_s=settings.calls_per_s, call_burst=settings.call_burst, calls_at_once=settings.calls_at_once
+    )
+    audit = AuditLog(settings.audit_log) if settings.audit_log else None
+    try:
+        yield GateTerms(security=settings.security, limits=limits, audit=audit, bearer=bearer)
+    finally:
+        if audit is not None:
+            audit.close()
 
 
 class Passage:
@@ -105,8 +121,9 @@ class Passage:
 class Gate:
     """One for a server. Not for use outside the event loop."""
 
-    def __init__(self, terms: GateTerms) -> None:
+    def __init__(self, terms: GateTerms, watch: CertificateWatch) -> None:
         self._terms = terms
+        self._watch = watch
         self._limits = PeerLimits(terms.limits)
 
     @asynccontextmanager
@@ -131,13 +148,16 @@ class Gate:
             passage.is_trusted = True
             yield
             return
-        passage.caller = certified_caller(context) or passage.caller
+        identity = peer_identity(context)
+        if identity is not None:
+            passage.caller = certified_caller(identity, context.peer())
         self._limits.count(passage.caller.key)
-        if not passage.caller.id:
-            passage.caller = await tokened_caller(context, self._terms.bearer)
-        _check_role(passage)
-        with self._limits.open_call(passage.caller.key):
-            yield
+        with self._watch.call(identity):
+            if identity is None:
+                passage.caller = await tokened_caller(context, self._terms.bearer)
+            _check_role(passage)
+            with self._limits.open_call(passage.caller.key):
+                yield
 
 
 def _check_role(passage: Passage) -> None:

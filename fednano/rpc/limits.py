@@ -27,9 +27,12 @@ class TooManyCalls(ServerBusy):
 class CallLimits:
     """``calls_per_s`` over time, ``call_burst`` in an instant, ``calls_at_once`` open, each for one peer."""
 
-    calls_per_s: float = 500.0
-    call_burst: int = 2000
-    calls_at_once: int = 256
+    calls_per_s: float
+    call_burst: int
+    calls_at_once: int
+
+
+DEFAULT_LIMITS = CallLimits(calls_per_s=500.0, call_burst=2000, calls_at_once=256)
 
 
 @dataclass

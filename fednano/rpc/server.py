@@ -16,10 +16,12 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from fednano.config import Security
-from fednano.errors import PeerUnavailable, SettingsInvalid
+from fednano.errors import PeerUnavailable
 from fednano.metrics import RpcMetrics
 from fednano.rpc.gate import Gate, GateTerms
 from fednano.rpc.interceptor import CallInterceptor
+from fednano.rpc.server_files import revocation_list, server_credentials
+from fednano.security.watch import CertificateWatch
 from fednano.telemetry import get_logger
 
 log = get_logger("rpc")
@@ -48,6 +50,8 @@ class RunningServer:
 
     server: grpc.aio.Server
     address: str
+    # The second one, empty where there is none.
+    ops_address: str
     health: health_aio.HealthServicer
 
 
@@ -62,29 +66,31 @@ async def serving(
     metrics: RpcMetrics | None = None,
     metrics_address: str = "",
     gate: GateTerms | None = None,
+    ops_listen: str = "",
 ) -> AsyncIterator[RunningServer]:
     """Serves while the block runs; afterwards turns health to NOT_SERVING and gives open calls ``grace_s`` seconds.
 
     ``services`` maps full names, such as "fednano.v1.SplitService", to what adds their servicer. ``metrics`` counts the
     calls; where they are served, ``metrics_address`` is logged beside the address. ``gate`` says how strictly callers
-    are judged; without it by their certificates alone.
+    are judged; without it by their certificates alone. ``ops_listen`` is a second address for callers that have none.
     """
-    keeper = CallInterceptor(Gate(gate or GateTerms(security=security)), metrics or RpcMetrics(CollectorRegistry()))
+    watch = CertificateWatch(revocation_list(security))
+    judged = Gate(gate or GateTerms(security=security), watch)
+    keeper = CallInterceptor(judged, metrics or RpcMetrics(CollectorRegistry()))
     server = grpc.aio.server(interceptors=[keeper], options=SERVER_OPTIONS)
     for add in services.values():
         add(server)
     health = await _add_health(server, list(services))
-    reflection.enable_server_reflection(
-        [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME], server
-    )
     address = _bind(server, listen, security)
+    ops_address = _bind(server, ops_listen, security, asks_certificate=False) if ops_listen else ""
     await server.start()
     if ready_file is not None:
         _write_atomically(ready_file, address)
     said = {"services": list(services), "plaintext": security.insecure, "version": version("fednano")}
-    log.info("serving", address=address, metrics=metrics_address, **said)
+    log.info("serving", address=address, ops_address=ops_address, metrics=metrics_address, **said)
     try:
-        yield RunningServer(server=server, address=address, health=health)
+        async with watch.looking():
+            yield RunningServer(server=server, address=address, ops_address=ops_address, health=health)
     finally:
         await health.enter_graceful_shutdown()
         await server.stop(grace_s)
@@ -112,10 +118,12 @@ async def _add_health(server: grpc.aio.Server, services: Sequence[str]) -> healt
     for name in ["", *services]:
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    shown = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(shown, server)
     return health
 
 
-def _bind(server: grpc.aio.Server, listen: str, security: Security) -> str:
+def _bind(server: grpc.aio.Server, listen: str, security: Security, *, asks_certificate: bool = True) -> str:
     host = listen.rpartition(":")[0]
     try:
         if security.insecure:
@@ -124,24 +132,10 @@ def _bind(server: grpc.aio.Server, listen: str, security: Security) -> str:
             )
             port = server.add_insecure_port(listen)
         else:
-            port = server.add_secure_port(listen, _server_credentials(security))
+            port = server.add_secure_port(listen, server_credentials(security, asks_certificate=asks_certificate))
     except RuntimeError as error:
         raise PeerUnavailable(f"cannot listen on {listen}: is another process there? ({error})", peer=listen) from None
     return f"{host}:{port}"
-
-
-def _server_credentials(security: Security) -> grpc.ServerCredentials:
-    key, certificate, authority = (read_pem(path) for path in (security.tls_key, security.tls_cert, security.tls_ca))
-    return grpc.ssl_server_credentials([(key, certificate)], root_certificates=authority, require_client_auth=True)
-
-
-def read_pem(path: Path | None) -> bytes:
-    """The file's bytes; SettingsInvalid names a file that is missing or not set."""
-    if path is None or not path.is_file():
-        raise SettingsInvalid(
-            f"no certificate file at {path}: check --tls-ca, --tls-cert and --tls-key, or give --insecure"
-        )
-    return path.read_bytes()
 
 
 def _write_atomically(path: Path, text: str) -> None:
