@@ -39,6 +39,10 @@ class DecodingState:
         starts = [length or 0 for length in self.lengths] or [0] * len(sequence_lengths)
         return [start + new for start, new in zip(starts, sequence_lengths, strict=True) if new]
 
+    def capacity(self, sequence_lengths: Sequence[int]) -> int:
+        """The positions that the caches have room for after such a step."""
+        return sum(map(capacity, self.ends(sequence_lengths)))
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DecodeStep:

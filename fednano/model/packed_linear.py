@@ -33,7 +33,7 @@ class PackedLinear(nn.Module):
 def can_pack(model: Any) -> bool:
     """Whether this build of torch has such layers, and the model is where and of the type that they are for."""
     is_plain = model.device.type == "cpu" and model.dtype == torch.float32
-    return is_plain and torch._C.has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return is_plain and torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def packed_bytes(model: Any) -> int:

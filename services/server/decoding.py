@@ -3,15 +3,18 @@
 from structlog.contextvars import bind_contextvars
 
 from fednano.errors import FieldInvalid, StreamMalformed
-from fednano.model.language import LanguageModel, check_decoding_lengths
+from fednano.model.decoding import check_decoding_lengths
+from fednano.model.language import LanguageModel
 from fednano.model.packing import OutputKind
 from fednano.telemetry import get_logger
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import tensor_pb2 as tpb
 from services.server import checks
+from services.server.cache_memory import StreamRoom
+from services.server.decode_pass import DecodeWork
 from services.server.frames import Frames
-from services.server.passes import Encoded, finite_tensor, run_decode
-from services.server.requests import LoneRequest
+from services.server.passes import Arrived
+from services.server.requests import DecodeRequest
 from services.server.seat import Seat
 from services.server.settings import ServerSettings
 
@@ -23,10 +26,13 @@ DecodeFrames = Frames[pb.DecodeRequest, pb.DecodeResponse]
 class DecodeSession:
     """The caches of one client's answers live here until the stream ends."""
 
-    def __init__(self, frames: DecodeFrames, model: LanguageModel, seat: Seat, settings: ServerSettings) -> None:
+    def __init__(
+        self, frames: DecodeFrames, model: LanguageModel, seat: Seat, room: StreamRoom, settings: ServerSettings
+    ) -> None:
         self._frames = frames
         self._model = model
         self._seat = seat
+        self._room = room
         self._settings = settings
         self._encoding: tpb.Encoding.ValueType = tpb.ENCODING_RAW
         self._state = model.start_decoding()
@@ -51,19 +57,23 @@ class DecodeSession:
 
     async def _step(self, step: pb.DecodeStep) -> None:
         kind = self._check(step)
-        tokens = sum(step.sequence_lengths)
         with self._seat.room(step.inputs_embeds.size_bytes):
+            self._room.resize(self._state.capacity(step.sequence_lengths))
             payload = await self._frames.payload(step.inputs_embeds)
-            request = LoneRequest(
-                client=self._seat.client,
-                token_count=tokens,
-                run=lambda: self._run(step, payload, kind),
-                kind="decode",
+            work = DecodeWork(
+                state=self._state,
+                inputs_embeds=Arrived(spec=step.inputs_embeds, payload=payload, encoding=self._encoding),
+                sequence_lengths=tuple(step.sequence_lengths),
             )
-            spec, encoded = await self._seat.alone(request)
+            tokens = sum(step.sequence_lengths)
+            request = DecodeRequest(
+                client=self._seat.client, token_count=tokens, stream=self._seat, work=work, output_kind=kind
+            )
+            spec, encoded = await self._seat.decode(request)
         await self._frames.send(pb.DecodeResponse(result=pb.DecodeResult(output=spec)))
         for chunk in self._frames.chunks(encoded):
             await self._frames.send(pb.DecodeResponse(chunk=chunk))
+        self._seat.awaits_next()
 
     def _check(self, step: pb.DecodeStep) -> OutputKind:
         bound, lengths = self._settings.max_pass_tokens, tuple(step.sequence_lengths)
@@ -72,15 +82,9 @@ class DecodeSession:
         if sum(lengths) != tokens:
             message = f"sequence_lengths must sum to the {tokens} rows of inputs_embeds"
             raise FieldInvalid(message, field="sequence_lengths")
-        starts = [start or 0 for start in self._state.lengths] or [0] * len(lengths)
-        ends = [start + new for start, new in zip(starts, lengths, strict=True) if new]
+        ends = self._state.ends(lengths)
         checks.check_longest(max(ends), self._model)
         if sum(ends) > bound:
             message = f"a stream's caches hold at most {bound} tokens: decode fewer answers at a time"
             raise FieldInvalid(message, field="sequence_lengths")
         return checks.check_output_kind(step.output_kind)
-
-    def _run(self, step: pb.DecodeStep, payload: bytearray, kind: OutputKind) -> Encoded:
-        inputs_embeds_SD = finite_tensor(step.inputs_embeds, payload, "inputs_embeds")
-        lengths = tuple(step.sequence_lengths)
-        return run_decode(self._model, self._state, inputs_embeds_SD, lengths, kind, self._encoding)

@@ -9,11 +9,12 @@ import torch
 from fednano.errors import LocalError, PeerUnavailable, ServerBusy, WireError
 from fednano.model.language import LanguageModel
 from fednano.model.packing import padded
+from services.server.decode_pass import run_decode
 from services.server.graph_memory import GraphMemory
 from services.server.metrics import PassKind
 from services.server.model_thread import ModelThread
 from services.server.passes import Encoded, run_again, run_backward, run_forward
-from services.server.requests import AnyRequest, BackwardRequest, ForwardRequest, LoneRequest
+from services.server.requests import AnyRequest, BackwardRequest, DecodeRequest, ForwardRequest, LoneRequest
 from services.server.waiting import uses_graph
 
 ResultT = TypeVar("ResultT")
@@ -38,6 +39,8 @@ class Dispatch:
             await self._forward(cast(Sequence[ForwardRequest], members))
         elif isinstance(first, BackwardRequest):
             await self._backward(cast(Sequence[BackwardRequest], members))
+        elif isinstance(first, DecodeRequest):
+            await self._decode(cast(Sequence[DecodeRequest], members))
         elif isinstance(first, LoneRequest):
             await self._alone(first)
 
@@ -97,6 +100,15 @@ class Dispatch:
         self._thread.metrics.recomputed.inc(len(members))
         self._memory.learn(rows, size_bytes, checkpointed=checkpointed)
         return answers
+
+    async def _decode(self, members: Sequence[DecodeRequest]) -> None:
+        works, output_kind = [member.work for member in members], members[0].output_kind
+        answers = await self._attempt(lambda: run_decode(self._model, works, output_kind), "decode", members)
+        for member, answer in zip(members, answers or [], strict=False):
+            if isinstance(answer, WireError):
+                member.refuse(answer)
+            else:
+                member.fulfil(answer)
 
     async def _alone(self, request: LoneRequest) -> None:
         answer = await self._attempt(request.run, request.kind, [request])

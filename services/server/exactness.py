@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fednano.model.language import LanguageModel
 from fednano.model.packing import OutputKind, Passage
+from services.server.decode_exactness import exact_decode_tile
 from services.server.passes import run_group
 from services.server.settings import Batching
 
@@ -22,17 +23,19 @@ _KINDS: tuple[OutputKind, ...] = ("hidden_states", "logits")
 
 
 def choose_batching(asked: Batching, model: LanguageModel) -> Batching:
-    """What ``auto`` and ``exact`` come to with this model on this machine; sets the model's row tile to what it takes.
+    """What ``auto`` and ``exact`` come to with this model on this machine; sets its row tiles to what it takes.
 
     Where no tile is exact, no passes are shared.
     """
     if asked == "auto":
         asked = "exact" if model.device.type == "cpu" else "close"
     if asked != "exact":
+        model.decoder.row_tile = 1
         return asked
-    tile = exact_row_tile(model)
+    tile, decode_tile = exact_row_tile(model), exact_decode_tile(model)
     model.row_tile = tile or model.row_tile
-    return "exact" if tile else "off"
+    model.decoder.row_tile = decode_tile or 1
+    return "exact" if tile and decode_tile else "off"
 
 
 def exact_row_tile(model: LanguageModel) -> int | None:

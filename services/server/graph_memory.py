@@ -90,6 +90,17 @@ class GraphMemory:
         self._metrics = metrics
         metrics.graph_bytes.set_function(lambda: self.retained_bytes)
 
+    def set_aside(self, size_bytes: int, *, anyway: bool = False) -> bool:
+        """Takes bytes out of the budget, for which the oldest graphs go, or gives them back where negative.
+
+        False, and nothing is done, where the budget has not so many, unless they are taken ``anyway``.
+        """
+        if size_bytes > max(self._budget_bytes, 0) and not anyway:
+            return False
+        self._budget_bytes -= size_bytes
+        self._shrink_to(self._budget_bytes)
+        return True
+
     def fits(self, row_count: int) -> bool:
         """Whether a pass of so many rows may keep a graph at all."""
         return self._keeping_alone(row_count) != "nothing"

@@ -35,6 +35,9 @@ class ServerMetrics:
         self.graph_bytes = Gauge(
             "fednano_server_graph_bytes", "Graphs that await their backward pass.", registry=registry
         )
+        self.cache_bytes = Gauge(
+            "fednano_server_cache_bytes", "Keys and values of sequences that are decoded.", registry=registry
+        )
         self.input_bytes = Gauge("fednano_server_input_bytes", "Clients' tensors taken in.", registry=registry)
         self.tensor_bytes = Counter(
             "fednano_server_tensor_bytes",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fednano.errors import FieldInvalid, WireError
-from fednano.model.language import DecodingState, LanguageModel
+from fednano.model.language import LanguageModel
 from fednano.model.packing import OutputKind, Passage, join
 from fednano.v1 import tensor_pb2 as tpb
 from fednano.wire.tensors import decode_tensor, encode_tensor
@@ -135,7 +135,7 @@ def run_backward(graph: GroupGraph, places: Sequence[int], works: Sequence[Backw
     grad_output_M = torch.zeros_like(graph.outputs_M)
     refusals: list[WireError | None] = []
     for place, work in zip(places, works, strict=True):
-        tensor = _finite_or_refusal(work.gradient, "grad_output")
+        tensor = finite_or_refusal(work.gradient, "grad_output")
         refusals.append(tensor if isinstance(tensor, WireError) else None)
         if isinstance(tensor, Tensor):
             grad_output_M[graph.joined.output_ranges[place]] = tensor.to(grad_output_M)
@@ -156,18 +156,6 @@ def run_again(
     return run_backward(graph, range(len(works)), works), graph.size_bytes
 
 
-def run_decode(
-    model: LanguageModel,
-    state: DecodingState,
-    inputs_embeds_SD: Tensor,
-    sequence_lengths: Sequence[int],
-    output_kind: OutputKind,
-    encoding: tpb.Encoding.ValueType,
-) -> Encoded:
-    """The last output of every live sequence, encoded."""
-    return encode_tensor(model.decode(state, inputs_embeds_SD, sequence_lengths, output_kind), encoding)
-
-
 def finite_tensor(spec: tpb.TensorSpec, payload: bytearray, field: str) -> Tensor:
     """The tensor; FieldInvalid names ``field`` where a value is not finite, which would spoil a whole batch unseen."""
     tensor = decode_tensor(spec, payload)
@@ -176,7 +164,7 @@ def finite_tensor(spec: tpb.TensorSpec, payload: bytearray, field: str) -> Tenso
     return tensor
 
 
-def _finite_or_refusal(arrived: Arrived, field: str) -> Tensor | WireError:
+def finite_or_refusal(arrived: Arrived, field: str) -> Tensor | WireError:
     try:
         return finite_tensor(arrived.spec, arrived.payload, field)
     except WireError as refusal:
@@ -184,7 +172,7 @@ def _finite_or_refusal(arrived: Arrived, field: str) -> Tensor | WireError:
 
 
 def _passage(work: ForwardWork) -> Passage | WireError:
-    inputs_embeds_SD = _finite_or_refusal(work.inputs_embeds, "inputs_embeds")
+    inputs_embeds_SD = finite_or_refusal(work.inputs_embeds, "inputs_embeds")
     if isinstance(inputs_embeds_SD, WireError):
         return inputs_embeds_SD
     return Passage(

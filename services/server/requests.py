@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from fednano.model.packing import OutputKind
+from services.server.decode_pass import DecodeWork
 from services.server.metrics import PassKind
 from services.server.passes import BackwardWork, Encoded, ForwardAnswer, ForwardWork
 
@@ -48,6 +49,15 @@ class ForwardRequest(Request[ForwardAnswer]):
 @dataclass(eq=False, kw_only=True)
 class BackwardRequest(Request[Encoded]):
     work: BackwardWork
+
+
+@dataclass(eq=False, kw_only=True)
+class DecodeRequest(Request[Encoded]):
+    """``stream`` is whose next positions these are."""
+
+    stream: Hashable
+    work: DecodeWork
+    output_kind: OutputKind
 
 
 @dataclass(eq=False, kw_only=True)

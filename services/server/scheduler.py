@@ -5,18 +5,19 @@ tokens. Whatever it has, each member gets the bits that it would get alone (see 
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fednano.errors import NoProgress, ServerBusy
 from fednano.model.language import LanguageModel
+from services.server.decode_turns import DecodeTurns
 from services.server.dispatch import Dispatch
 from services.server.fair_queue import FairQueue
 from services.server.graph_memory import GraphMemory, KeptStep
 from services.server.model_thread import ModelThread
 from services.server.recent_clients import RecentClients
-from services.server.requests import AnswerT, AnyRequest, Request
+from services.server.requests import AnswerT, AnyRequest, DecodeRequest, Request
 from services.server.waiting import Waiting
 
 # Small against a pass, for then who asks for little is served early; it bounds nothing else.
@@ -44,6 +45,7 @@ class Scheduler:
         self._dispatch = Dispatch(model, thread, memory)
         self._queue: FairQueue[AnyRequest] = FairQueue(QUANTUM_TOKENS)
         self._recent = RecentClients()
+        self._turns = DecodeTurns(terms.window_s if terms.joins else 0.0)
         self._sessions = 0
         self._arrived = asyncio.Event()
         # Alive while anything waits; it ends by itself, for every session that ends takes its request away.
@@ -70,6 +72,8 @@ class Scheduler:
         Where the caller is cancelled, the request is withdrawn: it is not begun, and nobody waits for it.
         """
         self.check_place()
+        if isinstance(request, DecodeRequest):
+            self._turns.forget(request.stream)
         self._queue.push(request)
         self._metrics.queue_length.inc()
         self._arrived.set()
@@ -86,6 +90,14 @@ class Scheduler:
             self._metrics.queue_length.dec()
             self._arrived.set()
 
+    def expect(self, stream: Hashable) -> None:
+        """The decode stream has its answer, and is worth a wait until it asks for its next positions."""
+        self._turns.answered(stream, self._now_s())
+
+    def expect_no_more(self, stream: Hashable) -> None:
+        self._turns.forget(stream)
+        self._arrived.set()
+
     def forget(self, step: KeptStep) -> None:
         """The step gets no backward pass: its group waits for it no more."""
         self._memory.release(step)
@@ -96,11 +108,19 @@ class Scheduler:
             self._arrived.clear()
             taken = self._take()
             if taken:
-                await self._dispatch.run(taken)
+                await self._run_pass(taken)
                 continue
             waiting = self._waiting()
             ready_at_s = min(waiting.ready_at_s(request) for request in self._queue)
             await _wait(self._arrived, max(ready_at_s - self._now_s(), 0.0))
+
+    async def _run_pass(self, members: list[AnyRequest]) -> None:
+        start_s, decoders = self._now_s(), [member for member in members if isinstance(member, DecodeRequest)]
+        await self._dispatch.run(members)
+        if decoders:
+            self._turns.passed(self._now_s() - start_s)
+        for member in decoders:
+            self.expect(member.stream)
 
     def _take(self) -> list[AnyRequest]:
         """The members of the next pass; none where it is better to wait."""
@@ -125,11 +145,13 @@ class Scheduler:
 
     def _has_room(self, request: AnyRequest, taken: list[AnyRequest]) -> bool:
         tokens = sum(member.token_count for member in taken) + request.token_count
-        return tokens <= self._terms.max_joined_tokens and self._memory.fits(tokens)
+        return tokens <= self._terms.max_joined_tokens and (
+            isinstance(request, DecodeRequest) or self._memory.fits(tokens)
+        )
 
     def _waiting(self) -> Waiting:
         window_s = self._terms.window_s if self._terms.joins else 0.0
-        return Waiting(list(self._queue), sessions=self._sessions, window_s=window_s)
+        return Waiting(list(self._queue), sessions=self._sessions, window_s=window_s, turns=self._turns)
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from services.server.graph_memory import KeptStep
 from services.server.input_budget import InputBudget
 from services.server.passes import Encoded
-from services.server.requests import BackwardRequest, ForwardRequest, LoneRequest
+from services.server.requests import BackwardRequest, DecodeRequest, ForwardRequest, LoneRequest
 from services.server.scheduler import Scheduler
 
 
@@ -67,6 +67,14 @@ class Seat:
         finally:
             self.discard(step_id)
 
+    async def decode(self, request: DecodeRequest) -> Encoded:
+        """The last outputs of a stream's sequences."""
+        return await self._scheduler.ask(request)
+
+    def awaits_next(self) -> None:
+        """The client has the outputs: its next positions will come as soon as it has chosen them."""
+        self._scheduler.expect(self)
+
     async def alone(self, request: LoneRequest) -> Encoded:
         return await self._scheduler.ask(request)
 
@@ -78,5 +86,6 @@ class Seat:
         self._inputs.give_back(self._taken_bytes.pop(step_id, 0))
 
     def close(self) -> None:
+        self._scheduler.expect_no_more(self)
         for step_id in list(self._taken_bytes):
             self.discard(step_id)

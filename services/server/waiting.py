@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 
+from services.server.decode_turns import DecodeTurns
 from services.server.graph_memory import GroupGraph
-from services.server.requests import AnyRequest, BackwardRequest, ForwardRequest, LoneRequest
+from services.server.requests import AnyRequest, BackwardRequest, DecodeRequest, ForwardRequest, LoneRequest
 
 
 class Waiting:
     """A snapshot. ``sessions`` counts those that are open, whether or not they wait for anything."""
 
-    def __init__(self, requests: Sequence[AnyRequest], *, sessions: int, window_s: float) -> None:
+    def __init__(self, requests: Sequence[AnyRequest], *, sessions: int, window_s: float, turns: DecodeTurns) -> None:
         self._backwards = [request for request in requests if isinstance(request, BackwardRequest)]
         self._everyone_waits = len(requests) >= sessions
         self._window_s = window_s
+        self._turns = turns
 
     def ready_at_s(self, request: AnyRequest) -> float:
         """From when on the request may start a pass; it may join one at any time.
@@ -22,6 +24,8 @@ class Waiting:
         """
         if isinstance(request, LoneRequest) or self._everyone_waits:
             return request.arrived_s
+        if isinstance(request, DecodeRequest):
+            return self._turns.ready_at_s(request.arrived_s)
         graph = _graph(request)
         if graph is None:
             return request.arrived_s + self._window_s
@@ -35,6 +39,8 @@ class Waiting:
         if isinstance(first, BackwardRequest) and isinstance(request, BackwardRequest):
             same_group = _graph(request) is _graph(first)
             return same_group and request.work.step.output_kind == first.work.step.output_kind
+        if isinstance(first, DecodeRequest) and isinstance(request, DecodeRequest):
+            return first.output_kind == request.output_kind
         return False
 
     def rest_of_group(self, taken: Sequence[AnyRequest]) -> list[BackwardRequest]:

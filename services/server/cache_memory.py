@@ -1,0 +1,56 @@
+"""The room that the caches of decode streams take of the memory for graphs, which give way to them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fednano.errors import ServerBusy
+from services.server.graph_memory import GraphMemory
+from services.server.metrics import ServerMetrics
+
+RETRY_AFTER_S = 1.0
+
+
+class CacheMemory:
+    """Counts what the buffers of all streams' sequences take, room to grow included."""
+
+    def __init__(self, graphs: GraphMemory, position_bytes: int, metrics: ServerMetrics) -> None:
+        self._graphs = graphs
+        self._position_bytes = position_bytes
+        self.held_bytes = 0
+        metrics.cache_bytes.set_function(lambda: self.held_bytes)
+
+    @contextmanager
+    def stream(self) -> Iterator["StreamRoom"]:
+        """The room of one stream, given back at the end of the block."""
+        room = StreamRoom(self)
+        try:
+            yield room
+        finally:
+            room.resize(0)
+
+    def change(self, positions: int) -> None:
+        """Takes room for so many positions more, or gives it back where the number is negative.
+
+        Raises ServerBusy where it is not there, except for the only stream: otherwise that would never get any.
+        """
+        size_bytes = positions * self._position_bytes
+        if not self._graphs.set_aside(size_bytes, anyway=not self.held_bytes):
+            message = (
+                f"decoding holds {self.held_bytes} bytes of caches, and {size_bytes} more do not fit: "
+                "decode fewer answers at a time, or try again in a moment"
+            )
+            raise ServerBusy(message, retry_after_s=RETRY_AFTER_S)
+        self.held_bytes += size_bytes
+
+
+class StreamRoom:
+    """What one stream holds, in positions."""
+
+    def __init__(self, memory: CacheMemory) -> None:
+        self._memory = memory
+        self._positions = 0
+
+    def resize(self, positions: int) -> None:
+        """Before the buffers change. Raises ServerBusy where there is no room; then the stream holds what it held."""
+        self._memory.change(positions - self._positions)
+        self._positions = positions
