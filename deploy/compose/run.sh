@@ -9,7 +9,7 @@ case $found in
     # 3: there is no such run.
     3) fednano run create "$RUN" --timeout 120 --title "docker compose" --server "$FEDNANO_SERVER" \
         --rounds "$ROUNDS" --client-fraction 1 --min-available-clients "$MIN_CLIENTS" --min-updates "$MIN_CLIENTS" \
-        --seed "$SEED" ;;
+        --evaluate-every 2 --seed "$SEED" ;;
     *) echo "$said" >&2; exit "$found" ;;
 esac
 fednano run watch "$RUN"

@@ -42,7 +42,7 @@ def probe(settings: ServiceSettings) -> None:
         try:
             answer = check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
         except grpc.RpcError as error:
-            raise PeerUnavailable(f"{address} does not answer: {error}", peer=address) from None
+            raise PeerUnavailable(f"{address} does not answer: {error.details()}", peer=address) from None
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         raise PeerUnavailable(f"{address} is {status}", peer=address)
