@@ -20,9 +20,15 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class FisherWeighting:
-    """How Fisher information becomes weight. ``max_share`` 0 is ``default_max_share``; 1 sets no cap."""
+    """How Fisher information becomes weight: ``power``, then ``by_rank`` or ``normalize_l2``, then floor and cap.
+
+    ``max_share`` 0 is ``default_max_share``; 1 sets no cap.
+    """
 
     normalize_l2: bool = False
+    # One weight for each rank component: see ``fisher_source``.
+    by_rank: bool = False
+    power: float = 1.0
     floor: float = 0.0
     max_share: float = 0.0
 

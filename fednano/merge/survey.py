@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from fednano.adapter_layout import Float32Array
+from fednano.merge.fisher_source import FisherSource, fisher_source
 from fednano.merge.kernels import LANES, Float64Array, add_squared_differences, add_sums
+from fednano.merge.shares import FisherWeighting
 from fednano.merge.streaming import Streaming, blocks, on_threads
 from fednano.merge.tensor_file import TensorFile, open_tensor_file
 from fednano.merge.updates import MergeUpdate, in_merge_order
 
 # What a thread reads at a time. The order of a survey's sums depends on it, so it is no setting.
 READ_ELEMENTS = 64 * LANES
+AS_SENT = FisherWeighting()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class SurveyedUpdate:
     client: str
     example_count: int
     adapter: TensorFile
-    fisher: TensorFile | None
+    fisher: FisherSource | None
     # NaN where the survey left it to the merge.
     update_norm: float
     # What the difference from the base adapter is multiplied by, so that it is no longer than allowed; else 1.
@@ -69,10 +72,12 @@ def survey(
     streaming: Streaming,
     *,
     leaves_norms: bool = False,
+    weighting: FisherWeighting = AS_SENT,
 ) -> list[SurveyedUpdate]:
     """Reads every file once; sorted by client name. ``max_update_norm`` 0 clips nothing.
 
-    ``leaves_norms``: adapters are read only where clipping needs their norms.
+    ``leaves_norms``: adapters are read only where clipping needs their norms. ``weighting`` decides what is read of
+    Fisher information.
     """
     needs_norms = max_update_norm > 0 or not leaves_norms
     ordered = in_merge_order(updates)
@@ -80,25 +85,34 @@ def survey(
     size = -(-len(ordered) // streaming.threads)
     shares = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     surveyed = on_threads(
-        lambda share: _survey_some(share, base, max_update_norm, needs_norms), shares, streaming.threads
+        lambda share: _survey_some(share, base, max_update_norm, needs_norms, weighting), shares, streaming.threads
     )
     return [one for some in surveyed for one in some]
 
 
 def _survey_some(
-    updates: Sequence[MergeUpdate], base: BaseAdapter, max_update_norm: float, needs_norms: bool
+    updates: Sequence[MergeUpdate],
+    base: BaseAdapter,
+    max_update_norm: float,
+    needs_norms: bool,
+    weighting: FisherWeighting,
 ) -> list[SurveyedUpdate]:
     read_I = np.empty(READ_ELEMENTS, np.float32)
-    return [_survey_one(update, base, max_update_norm, needs_norms, read_I) for update in updates]
+    return [_survey_one(update, base, max_update_norm, needs_norms, weighting, read_I) for update in updates]
 
 
 def _survey_one(
-    update: MergeUpdate, base: BaseAdapter, max_update_norm: float, needs_norms: bool, read_I: Float32Array
+    update: MergeUpdate,
+    base: BaseAdapter,
+    max_update_norm: float,
+    needs_norms: bool,
+    weighting: FisherWeighting,
+    read_I: Float32Array,
 ) -> SurveyedUpdate:
     adapter = _open_alike(update.adapter, base)
     update_norm = _update_norm(adapter, base, read_I) if needs_norms else math.nan
-    fisher = None if update.fisher is None else _open_alike(update.fisher, base)
-    sums, norm = ({}, 1.0) if fisher is None else _fisher_sums(fisher, read_I)
+    fisher = None if update.fisher is None else fisher_source(_open_alike(update.fisher, base), weighting)
+    sums, norm = ({}, 1.0) if fisher is None else _fisher_sums(fisher, base, read_I)
     return SurveyedUpdate(
         client=update.client,
         example_count=update.example_count,
@@ -129,11 +143,12 @@ def _update_norm(adapter: TensorFile, base: BaseAdapter, read_I: Float32Array) -
     return math.sqrt(squares_L.sum())
 
 
-def _fisher_sums(fisher: TensorFile, read_I: Float32Array) -> tuple[dict[str, float], float]:
+def _fisher_sums(fisher: FisherSource, base: BaseAdapter, read_I: Float32Array) -> tuple[dict[str, float], float]:
     """The sum of each tensor, and the L2 norm over all. float64 holds both for any finite float32 values."""
-    sums = {name: np.zeros(LANES, np.float64) for name in sorted(fisher.places)}
+    places = base.file.places
+    sums = {name: np.zeros(LANES, np.float64) for name in sorted(places)}
     squares_L = np.zeros(LANES, np.float64)
-    for block in blocks(fisher.places, READ_ELEMENTS):
+    for block in blocks(places, READ_ELEMENTS):
         fisher_I = read_I[: block.size]
         fisher.read(block.tensor, block.start, fisher_I)
         add_sums(fisher_I, sums[block.tensor], squares_L)

@@ -9,12 +9,13 @@ from fednano.adapter_layout import Float32Array
 
 @dataclass(frozen=True, kw_only=True)
 class MergeUpdate:
-    """One client's update on disk. ``fisher`` None stands for F = 1."""
+    """One client's update on disk. ``fisher`` None stands for F = 1; ``gram`` is for the Gram-weighted merge."""
 
     client: str
     example_count: int
     adapter: Path
     fisher: Path | None = None
+    gram: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class ClientPart:
     is_clipped: bool = False
     # In how many tensors the cap on Fisher mass held the client back.
     capped_tensor_count: int = 0
+    # Its part of all clients' Fisher mass, over all tensors, before any floor or cap; None where F = 1.
+    fisher_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,9 @@ class MergeResult:
 
     tensors: Mapping[str, Float32Array]
     parts: Mapping[str, ClientPart]
+    # So many clients with equal weights would decide one parameter as much together as these do, in the mean over
+    # parameters; None where F = 1.
+    effective_clients: float | None = None
 
 
 def in_merge_order(updates: Sequence[MergeUpdate]) -> list[MergeUpdate]:

@@ -22,14 +22,19 @@ from fednano.merge.streaming import STREAMING, Block, Streaming, blocks, on_thre
 from fednano.merge.survey import BaseAdapter, SurveyedUpdate, load_base, survey
 from fednano.merge.updates import ClientPart, MergeResult, MergeUpdate
 
+# Of each tensor, how much is looked at to tell how many clients decide a parameter: of small ones all.
+STRETCHES = 8
+STRETCH_ELEMENTS = 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Weighed:
-    """An update with its w_k and its weight in each tensor by name."""
+    """An update with its w_k, its weight in each tensor by name, and its mass before floor and cap."""
 
     update: SurveyedUpdate
     client_weight: float
     weights: dict[str, TensorWeight]
+    fisher_mass: float
 
 
 def merge_weighted(
@@ -46,7 +51,7 @@ def merge_weighted(
     takes the place of 0 / 0.
     """
     base_adapter = load_base(base)
-    surveyed = survey(updates, base_adapter, max_update_norm, streaming, leaves_norms=True)
+    surveyed = survey(updates, base_adapter, max_update_norm, streaming, leaves_norms=True, weighting=weighting)
     weighed = _weighed(surveyed, base_adapter, weighting)
     places = base_adapter.file.places
     flat = {name: np.empty(place.size, np.float32) for name, place in places.items()}
@@ -57,19 +62,25 @@ def merge_weighted(
 
     squares = on_threads(merge_block, blocks(places, streaming.block_elements), streaming.threads)
     norms = [math.sqrt(math.fsum(of_client)) for of_client in zip(*squares, strict=True)]
+    total_mass = math.fsum(one.fisher_mass for one in weighed)
     return MergeResult(
         tensors={name: flat[name].reshape(place.shape) for name, place in sorted(places.items())},
-        parts={one.update.client: _part(one, base_adapter, norm) for one, norm in zip(weighed, norms, strict=True)},
+        parts={
+            one.update.client: _part(one, base_adapter, norm, total_mass)
+            for one, norm in zip(weighed, norms, strict=True)
+        },
+        effective_clients=None if surveyed[0].fisher is None else _effective_clients(weighed, base_adapter),
     )
 
 
 def _weighed(updates: Sequence[SurveyedUpdate], base: BaseAdapter, weighting: FisherWeighting) -> list[_Weighed]:
     total = sum(update.example_count for update in updates)
     client_weights = [update.example_count / total for update in updates]
-    weighed = [
-        _Weighed(update=one, client_weight=w, weights={}) for one, w in zip(updates, client_weights, strict=True)
-    ]
     scales = [1.0 / one.fisher_norm if weighting.normalize_l2 and one.fisher_norm > 0 else 1.0 for one in updates]
+    weighed = [
+        _Weighed(update=one, client_weight=w, weights={}, fisher_mass=w * scale * math.fsum(one.fisher_sums.values()))
+        for one, w, scale in zip(updates, client_weights, scales, strict=True)
+    ]
     for name, place in base.file.places.items():
         if updates[0].fisher is None:
             weights = [TensorWeight(factor=w, added=0.0, share=w, is_capped=False) for w in client_weights]
@@ -81,14 +92,42 @@ def _weighed(updates: Sequence[SurveyedUpdate], base: BaseAdapter, weighting: Fi
     return weighed
 
 
-def _part(one: _Weighed, base: BaseAdapter, seen_norm: float) -> ClientPart:
+def _part(one: _Weighed, base: BaseAdapter, seen_norm: float, total_mass: float) -> ClientPart:
     sizes = {name: place.size for name, place in base.file.places.items()}
     return ClientPart(
         share=sum(one.weights[name].share * size for name, size in sizes.items()) / sum(sizes.values()),
         update_norm=one.update.update_norm if one.update.has_norm else seen_norm,
         is_clipped=one.update.is_clipped,
         capped_tensor_count=sum(weight.is_capped for weight in one.weights.values()),
+        fisher_share=one.fisher_mass / total_mass if total_mass > 0 else None,
     )
+
+
+def _effective_clients(weighed: Sequence[_Weighed], base: BaseAdapter) -> float:
+    """The mean of 1 / sum of squared shares over the parameters, of large tensors over some of them."""
+    stretches = [
+        Block(tensor=name, start=start, stop=min(start + STRETCH_ELEMENTS, place.size))
+        for name, place in sorted(base.file.places.items())
+        for start in range(0, place.size, max(STRETCH_ELEMENTS, place.size // STRETCHES))
+    ]
+    means = [_effective_in(stretch, weighed) for stretch in stretches]
+    return float(np.average(means, weights=[stretch.size for stretch in stretches]))
+
+
+def _effective_in(stretch: Block, weighed: Sequence[_Weighed]) -> float:
+    """The mean over the stretch's elements; where nobody has any information, w_k takes the weight's place."""
+    weight_KI = np.empty((len(weighed), stretch.size))
+    fisher_I = np.empty(stretch.size, np.float32)
+    for one, weight_I in zip(weighed, weight_KI, strict=True):
+        assert one.update.fisher is not None
+        one.update.fisher.read(stretch.tensor, stretch.start, fisher_I)
+        weight = one.weights[stretch.tensor]
+        weight_I[:] = fisher_I * np.float64(weight.factor) + weight.added
+    total_I = weight_KI.sum(axis=0)
+    share_KI = np.empty_like(weight_KI)
+    share_KI[:] = [[one.client_weight] for one in weighed]
+    np.divide(weight_KI, total_I, out=share_KI, where=total_I > 0)
+    return float((1.0 / np.square(share_KI).sum(axis=0)).mean())
 
 
 class _BlockSums:
