@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, get_type_hints
 
+import grpc.aio
 import typer
 
 from fednano.cli.exits import EXIT_WORDS, or_exit
@@ -16,6 +17,8 @@ from fednano.cli.output import Output
 from fednano.config import Security
 from fednano.errors import SettingsInvalid
 from fednano.rpc.channels import open_channel
+from fednano.rpc.ops_channel import open_ops_channel
+from fednano.security.files import read_bytes
 
 CALL_PATIENCE_S = 10.0
 PANEL = "Connection and output"
@@ -43,6 +46,16 @@ class Command:
     tls_key: Annotated[
         Path | None, typer.Option(envvar="FEDNANO_TLS_KEY", help="PEM file of its private key.", rich_help_panel=PANEL)
     ] = None
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FEDNANO_TOKEN_FILE",
+            help="File with a bearer token, in place of a certificate.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None
+    # By its variable alone: everybody on a machine sees arguments.
+    token: Annotated[str, typer.Option(envvar="FEDNANO_TOKEN", hidden=True)] = ""
     timeout_s: Annotated[
         float | None,
         typer.Option(
@@ -72,13 +85,22 @@ class Command:
     def patience_s(self, default_s: float = CALL_PATIENCE_S) -> float:
         return default_s if self.timeout_s is None else self.timeout_s
 
+    def aggregator_channel(self) -> grpc.aio.Channel:
+        """To the aggregator: with the certificate, or else with the bearer token, to its address for operators."""
+        token = self.token_file.read_text().strip() if self.token_file else self.token.strip()
+        if not token or self.insecure or self.tls_cert is not None:
+            return open_channel(self.aggregator, self.security)
+        if self.tls_ca is None:
+            raise SettingsInvalid("give --tls-ca too: the token is shown only to an aggregator that the CA vouches for")
+        return open_ops_channel(self.aggregator, read_bytes(self.tls_ca, "--tls-ca"), token)
+
     @asynccontextmanager
     async def operator(self, *, patience_s: float = CALL_PATIENCE_S) -> AsyncIterator[Operator]:
         """Calls to the aggregator; connecting happens on the first one."""
         if not self.aggregator:
             raise SettingsInvalid("give --aggregator HOST:PORT, or set FEDNANO_AGGREGATOR")
         check_address(self.aggregator, "--aggregator")
-        async with open_channel(self.aggregator, self.security) as channel:
+        async with self.aggregator_channel() as channel:
             peer = f"the aggregator at {self.aggregator}"
             yield Operator(channel=channel, peer=peer, patience_s=self.patience_s(patience_s))
 

@@ -4,15 +4,19 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import grpc.aio
 
 from fednano.cli.follow import ENDED, Stream, events_until_end
 from fednano.errors import NoProgress, PeerUnavailable, StreamMalformed, WireError
 from fednano.rpc.retry import call_with_retry
-from fednano.v1 import run_pb2, run_service_pb2, run_service_pb2_grpc
+from fednano.v1 import enrollment_service_pb2, run_pb2, run_service_pb2, run_service_pb2_grpc
+from fednano.v1.enrollment_service_pb2_grpc import EnrollmentServiceStub
 from fednano.wire.artifacts import ArtifactReceiver
+
+if TYPE_CHECKING:
+    from fednano.v1.enrollment_service_pb2_grpc import EnrollmentServiceAsyncStub
 
 CALL_TIMEOUT_S = 10.0
 TRANSFER_TIMEOUT_S = 300.0
@@ -74,6 +78,13 @@ class Operator:
     async def evict(self, name: str) -> run_pb2.Client:
         request = run_service_pb2.EvictClientRequest(name=name)
         return (await self._call("EvictClient", lambda: self.stub.EvictClient(request, timeout=CALL_TIMEOUT_S))).client
+
+    async def create_join_token(
+        self, request: enrollment_service_pb2.CreateJoinTokenRequest
+    ) -> enrollment_service_pb2.CreateJoinTokenResponse:
+        """Made again where the answer is lost: a token that nobody has expires."""
+        stub: EnrollmentServiceAsyncStub = EnrollmentServiceStub(self.channel)
+        return await self._call("CreateJoinToken", lambda: stub.CreateJoinToken(request, timeout=CALL_TIMEOUT_S))
 
     async def runs(self, limit: int) -> list[run_pb2.Run]:
         """The newest runs, at most ``limit``, newest first."""

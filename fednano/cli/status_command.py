@@ -59,7 +59,8 @@ async def status(
 
 async def _health(command: Command, peer: str, address: str, service: str) -> Health:
     check_address(address, f"--{peer}")
-    async with open_channel(address, command.security) as channel:
+    opened = command.aggregator_channel() if peer == "aggregator" else open_channel(address, command.security)
+    async with opened as channel:
         check = channel.unary_unary(
             HEALTH_CHECK,
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,

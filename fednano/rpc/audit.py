@@ -52,6 +52,8 @@ class Head:
 
     sequence: int = 0
     sha256: str = BEGINNING
+    # Whether a digest that was looked for is that of some entry.
+    has_seen: bool = False
 
 
 class AuditLog:
@@ -112,8 +114,11 @@ class AuditLog:
             raise SettingsInvalid(f"--audit-log: {self._path} ends with what is no entry: {fault.message}") from None
 
 
-def verify(path: Path) -> Head:
-    """The newest entry of a log whose chain holds. Raises AuditBroken, naming the first line that does not fit."""
+def verify(path: Path, kept_sha256: str = "") -> Head:
+    """The newest entry of a log whose chain holds, and whether some entry's digest is the kept one.
+
+    Raises AuditBroken, naming the first line that does not fit.
+    """
     head = Head()
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -126,7 +131,8 @@ def verify(path: Path) -> Head:
             if previous != head.sha256:
                 message = f"line {number} does not follow from line {number - 1}: one of the two was changed"
                 raise AuditBroken(message, line=str(number))
-            head = Head(sequence=sequence, sha256=_digest(line))
+            digest = _digest(line)
+            head = Head(sequence=number, sha256=digest, has_seen=head.has_seen or digest == kept_sha256)
     return head
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection
 
 from fednano.errors import AlreadyExists, FieldInvalid, JoinTokenRefused, SettingsInvalid
@@ -75,11 +76,11 @@ class Enrollment:
         """Raises JoinTokenRefused, FieldInvalid, or AlreadyExists where the client's id is another one's already."""
         request, now_s = request_pem.encode(), time.time()
         # Of no matter to who has no token, so looked at first: nothing is used up by a request that cannot be.
-        requested_key(request)
-        request_sha256 = hashlib.sha256(request).hexdigest()
+        key = requested_key(request).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        key_sha256 = hashlib.sha256(key).hexdigest()
         with self._store.transaction() as connection:
-            row = _usable_token(connection, token, request_sha256, now_s)
-            if row.request_sha256:
+            row = _usable_token(connection, token, key_sha256, now_s)
+            if row.key_sha256:
                 return Enrolled(client=row.client, run=row.run, certificate_chain=row.certificate_chain)
             chosen = self._choose_id(connection, row, client)
             chain = self._sign(request, chosen)
@@ -87,7 +88,7 @@ class Enrollment:
                 connection,
                 row.sha256,
                 client=chosen,
-                request_sha256=request_sha256,
+                key_sha256=key_sha256,
                 certificate_chain=chain,
                 time_s=now_s,
             )
@@ -136,16 +137,16 @@ def open_enrollment(store: Store, settings: AggregatorSettings) -> Enrollment | 
     return Enrollment(store, authority, ordered, settings.enroll_days)
 
 
-def _usable_token(connection: Connection, token: str, request_sha256: str, now_s: float) -> JoinTokenRow:
-    """The token's row; used only by this very request. Raises JoinTokenRefused."""
+def _usable_token(connection: Connection, token: str, key_sha256: str, now_s: float) -> JoinTokenRow:
+    """The token's row; used at most for this very key. Raises JoinTokenRefused."""
     row = find_token(connection, token_sha256(token.strip()))
     if row is None:
         message = "the join token is not known here: check that it is whole, and that this is the aggregator it is for"
         raise JoinTokenRefused(message, fault="unknown")
-    if row.request_sha256 and row.request_sha256 != request_sha256:
+    if row.key_sha256 and row.key_sha256 != key_sha256:
         message = f"the join token was used already, for {row.client}: ask for a new one, and look into who used this"
         raise JoinTokenRefused(message, fault="used")
-    if not row.request_sha256 and now_s >= row.expire_time_s:
+    if not row.key_sha256 and now_s >= row.expire_time_s:
         raise JoinTokenRefused("the join token has expired: ask for a new one", fault="expired")
     return row
 

@@ -15,8 +15,8 @@ class JoinTokenRow:
     run: str
     client: str
     expire_time_s: float
-    # Of the certificate request that it was used for; empty until then.
-    request_sha256: str = ""
+    # Of the public key that it was used for; empty until then.
+    key_sha256: str = ""
     certificate_chain: bytes = b""
 
 
@@ -40,18 +40,18 @@ def find_token(connection: Connection, sha256: str) -> JoinTokenRow | None:
         run=row.run,
         client=row.client,
         expire_time_s=row.expire_time_s,
-        request_sha256=row.request_sha256,
+        key_sha256=row.key_sha256,
         certificate_chain=row.certificate_chain,
     )
 
 
 def use_token(
-    connection: Connection, sha256: str, *, client: str, request_sha256: str, certificate_chain: bytes, time_s: float
+    connection: Connection, sha256: str, *, client: str, key_sha256: str, certificate_chain: bytes, time_s: float
 ) -> None:
     """Writes down for whom and for what the token was used, in the transaction that found it unused."""
     said = {
         "client": client,
-        "request_sha256": request_sha256,
+        "key_sha256": key_sha256,
         "certificate_chain": certificate_chain,
         "use_time_s": time_s,
     }

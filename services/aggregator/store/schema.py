@@ -105,6 +105,10 @@ PARTICIPANTS = Table(
     # What the accepted update is made of; empty until then.
     Column("adapter_sha256", String, nullable=False, default=""),
     Column("fisher_sha256", String, nullable=False, default=""),
+    # Sent once a run, with the client's first update; empty in its other rounds.
+    Column("gram_sha256", String, nullable=False, default=""),
+    # The adapter that this client starts from where that is not the round's but its own.
+    Column("base_sha256", String, nullable=False, default=""),
     # The attempt of the round in which the client was selected.
     Column("attempt", Integer, nullable=False, default=1),
     # What the merge measured of this client's update, such as "merge/share".
@@ -144,8 +148,8 @@ JOIN_TOKENS = Table(
     Column("client", NAME, nullable=False, default=""),
     Column("create_time_s", Float, nullable=False),
     Column("expire_time_s", Float, nullable=False),
-    # Once it was used: when, for which certificate request, and what was given for it.
+    # Once it was used: when, for which public key, and what was given for it.
     Column("use_time_s", Float),
-    Column("request_sha256", String, nullable=False, default=""),
+    Column("key_sha256", String, nullable=False, default=""),
     Column("certificate_chain", LargeBinary, nullable=False, default=b""),
 )

@@ -18,6 +18,6 @@ def upgrade() -> None:
         sa.Column("create_time_s", sa.Float, nullable=False),
         sa.Column("expire_time_s", sa.Float, nullable=False),
         sa.Column("use_time_s", sa.Float),
-        sa.Column("request_sha256", sa.String, nullable=False),
+        sa.Column("key_sha256", sa.String, nullable=False),
         sa.Column("certificate_chain", sa.LargeBinary, nullable=False),
     )
