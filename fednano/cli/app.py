@@ -9,9 +9,11 @@ from rich.console import Console
 
 from fednano.cli import (
     adapter_commands,
+    audit_commands,
     certs_commands,
     client_commands,
     create_command,
+    data_commands,
     examples_command,
     round_commands,
     run_commands,
@@ -33,8 +35,10 @@ app.add_typer(run_commands.app, name="run")
 app.add_typer(round_commands.app, name="round")
 app.add_typer(client_commands.app, name="client")
 app.add_typer(adapter_commands.app, name="adapter")
+app.add_typer(audit_commands.app, name="audit")
 app.add_typer(certs_commands.app, name="certs")
 app.add_typer(examples_command.app, name="examples")
+app.add_typer(data_commands.app, name="data")
 operator_command(app, "status")(status)
 
 

@@ -16,6 +16,7 @@ from fednano.errors import (
     ModelInvalid,
     NoProgress,
     PeerUnavailable,
+    PeerUntrusted,
     ResourceNotFound,
     SettingsInvalid,
 )
@@ -32,7 +33,14 @@ EXIT_WORDS = (
 USAGE = (SettingsInvalid, ModelInvalid, ExamplesInvalid, FieldInvalid)
 # What an installation may lack, and the extra that brings it.
 EXTRAS = MappingProxyType(
-    {"matplotlib": "demo", "PIL": "demo", "tokenizers": "demo", "torch": "demo", "tensorboardX": "tensorboard"}
+    {
+        "matplotlib": "demo",
+        "PIL": "demo",
+        "tokenizers": "demo",
+        "torch": "demo",
+        "tensorboardX": "tensorboard",
+        "datasets": "parquet",
+    }
 )
 ResultT = TypeVar("ResultT")
 
@@ -65,7 +73,7 @@ def exit_code(error: FednanoError) -> int:
         return EXIT_USAGE
     if isinstance(error, ResourceNotFound):
         return EXIT_NOT_FOUND
-    return EXIT_UNREACHABLE if isinstance(error, PeerUnavailable | NoProgress) else EXIT_FAILED
+    return EXIT_UNREACHABLE if isinstance(error, PeerUnavailable | NoProgress | PeerUntrusted) else EXIT_FAILED
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,6 @@
 """A folder of examples in any of the layouts that are known, told apart by the files in it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +9,8 @@ from fednano.data.iconqa import PROBLEMS_FILE, SKILLS_FILE, open_iconqa
 from fednano.data.jsonl import EXAMPLES_FILE, open_jsonl
 from fednano.data.scienceqa import open_scienceqa
 from fednano.errors import ExamplesInvalid
+
+MAIN_SPLITS = ("train", "val", "test")
 
 
 class ExampleFolder(Protocol):
@@ -22,6 +24,10 @@ class ExampleFolder(Protocol):
 
     def read(self, split: str) -> list[Example]:
         """The split's checked examples in their order. Whether their images are there is not looked at."""
+        ...
+
+    def subset_files(self, pids_of_split: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
+        """The files, by name, of a folder in the same layout that has only these examples."""
         ...
 
 
@@ -58,3 +64,8 @@ def load_examples(folder: Path, split: str, *, allow_missing_images: bool = Fals
 
 def missing_images(example: Example) -> Sequence[Path]:
     return [image for image in example.images if not image.is_file()]
+
+
+def main_splits(folder: ExampleFolder) -> tuple[str, ...]:
+    """train, val and test where the folder has them, for the others (minitrain, trainval) are made of these."""
+    return tuple(split for split in MAIN_SPLITS if split in folder.splits) or folder.splits

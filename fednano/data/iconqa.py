@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fednano.data.example import Example
-from fednano.data.json_file import first_fault, read_object, wrong
+from fednano.data.json_file import first_fault, read_object, to_json, wrong
 from fednano.errors import ExamplesInvalid
 from fednano.prompt import LETTERS
 
@@ -49,6 +49,19 @@ class IconQaFolder:
     def read(self, split: str) -> list[Example]:
         """All tasks of the split, one after the other. Whether the images are there is not looked at."""
         return read_iconqa(self, split)
+
+    def subset_files(self, pids_of_split: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
+        pids = [pid for each in pids_of_split.values() for pid in each]
+        lists = {
+            f"{task}_{split}": [pid for pid in each if self.problems[pid]["ques_type"] == task]
+            for split, each in pids_of_split.items()
+            for task in TASKS
+        }
+        return {
+            PROBLEMS_FILE: to_json({pid: self.problems[pid] for pid in pids}),
+            SPLITS_FILE: to_json({name: each for name, each in lists.items() if each}),
+            SKILLS_FILE: to_json({pid: self.skills[pid] for pid in pids}),
+        }
 
 
 def open_iconqa(folder: Path) -> IconQaFolder:

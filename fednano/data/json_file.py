@@ -31,3 +31,8 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
     """The field that is wrong, and what is wrong with it; never its content."""
     first = error.errors(include_input=False)[0]
     return (str(first["loc"][0]) if first["loc"] else "the whole record", first["msg"])
+
+
+def to_json(value: object) -> bytes:
+    """As files of problems are written here: the same value gives the same bytes."""
+    return (json.dumps(value, indent=1) + "\n").encode()

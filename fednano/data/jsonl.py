@@ -3,11 +3,11 @@
     {"id": "1", "image": "scans/1.png", "question": "Is the joint sound?", "choices": ["yes", "no"], "answer": "yes",
      "topic": "welding", "split": "train"}
 
-``choices``, ``topic`` and ``split`` may be left out: a free answer, no topic, the split train. ``image`` may be null,
-or a list of pictures. Lines that are empty are passed over.
+``choices``, ``topic``, ``hint`` and ``split`` may be left out: a free answer, no topic, no hint, the split train.
+``image`` may be null, or a list of pictures. Lines that are empty are passed over.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -31,6 +31,7 @@ class Line(BaseModel):
     choices: list[str] = []
     answer: str = Field(min_length=1)
     topic: str = ""
+    hint: str = ""
     split: str = "train"
 
     @property
@@ -56,6 +57,11 @@ class JsonlFolder:
             message = f"{path} has no line of split {split}: it has {', '.join(self.splits) or 'none'}"
             raise ExamplesInvalid(message, file=str(path), split=split)
         return [_example(self.path, line) for line in self.lines if line.split == split]
+
+    def subset_files(self, pids_of_split: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
+        kept = {pid for pids in pids_of_split.values() for pid in pids}
+        lines = (line.model_dump_json(exclude_defaults=True) for line in self.lines if line.id in kept)
+        return {EXAMPLES_FILE: "".join(f"{line}\n" for line in lines).encode()}
 
 
 def open_jsonl(folder: Path) -> JsonlFolder:
@@ -105,6 +111,7 @@ def _example(folder: Path, line: Line) -> Example:
         question=line.question,
         choices=tuple(line.choices),
         answer=line.answer,
+        hint=line.hint,
         topic=line.topic,
         skills=(line.topic,) if line.topic else (),
     )

@@ -1,7 +1,7 @@
 """Reads ScienceQA (Lu et al. 2022) as its authors publish it: problems.json, pid_splits.json, images."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fednano.data.example import Example
-from fednano.data.json_file import first_fault, read_object, wrong
+from fednano.data.json_file import first_fault, read_object, to_json, wrong
 from fednano.errors import ExamplesInvalid
 from fednano.prompt import LETTERS
 
@@ -53,6 +53,13 @@ class ScienceQaFolder:
     def read(self, split: str) -> list[Example]:
         """In the order of pid_splits.json. Whether the images are there is not looked at."""
         return [_example(self.path, pid, problem) for pid, problem in read_problems(self, split).items()]
+
+    def subset_files(self, pids_of_split: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
+        pids = [pid for each in pids_of_split.values() for pid in each]
+        return {
+            PROBLEMS_FILE: to_json({pid: self.problems[pid] for pid in pids}),
+            SPLITS_FILE: to_json({split: list(each) for split, each in pids_of_split.items()}),
+        }
 
 
 def open_scienceqa(folder: Path) -> ScienceQaFolder:
