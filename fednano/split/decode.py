@@ -4,17 +4,18 @@ B: batch   S: new positions of all sequences   D: hidden size   V: vocabulary   
 """
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fednano.errors import StreamMalformed
 from fednano.model.batch import PackedBatch
-from fednano.model.edge import NanoEdge, OutputKind
+from fednano.model.edge import OutputKind
 from fednano.split.frames import FrameStream
 from fednano.split.session import OUTPUT_KINDS, SessionTerms
 from fednano.split.traffic import Traffic
+from fednano.tracing import trace_metadata
 from fednano.v1 import split_service_pb2 as pb
 from fednano.wire.chunks import split_chunks
 from fednano.wire.tensors import encode_tensor
@@ -27,9 +28,22 @@ DecodeStep = Callable[[Tensor, Sequence[int], OutputKind], Tensor]
 Frames = FrameStream[pb.DecodeRequest, pb.DecodeResponse]
 
 
+class DecodingEdge(Protocol):
+    """What stays with the client: prompts and chosen tokens to inputs, outputs to logits."""
+
+    @property
+    def output_kind(self) -> OutputKind: ...
+
+    def __call__(self, batch: PackedBatch, /) -> Tensor: ...
+
+    def next_embeds(self, token_ids_B: Tensor, /) -> Tensor: ...
+
+    def logits(self, outputs_ND: Tensor, /) -> Tensor: ...
+
+
 @torch.no_grad()
 def greedy_decode(
-    edge: NanoEdge, decode: DecodeStep, prompts: PackedBatch, *, eos_token_id: int, max_new_tokens: int
+    edge: DecodingEdge, decode: DecodeStep, prompts: PackedBatch, *, eos_token_id: int, max_new_tokens: int
 ) -> list[list[int]]:
     """The likeliest next token again and again, for each prompt: at most ``max_new_tokens``, the end token included."""
     answers: list[list[int]] = [[] for _ in range(prompts.example_count)]
@@ -94,7 +108,9 @@ class DecodeStream:
     async def _open(self) -> Frames:
         if self._stream is None:
             stream = Frames(
-                self._stub.Decode(), peer=self._terms.peer, progress_timeout_s=self._terms.progress_timeout_s
+                self._stub.Decode(metadata=trace_metadata()),
+                peer=self._terms.peer,
+                progress_timeout_s=self._terms.progress_timeout_s,
             )
             await stream.send(pb.DecodeRequest(open_session=self._terms.opening()))
             answer = await stream.receive()
