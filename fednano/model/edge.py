@@ -5,7 +5,7 @@ P: image tokens   D: hidden size   V: vocabulary   N: answer positions
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,22 @@ class LanguageHalf(Protocol):
         output_kind: OutputKind,
     ) -> Tensor:
         """[N, D] hidden states behind the final norm, or [N, V] logits; differentiable in ``inputs_embeds_SD``."""
+        ...
+
+
+@runtime_checkable
+class LossHalf(Protocol):
+    """A language model that is given the labels too, and computes the loss where it is."""
+
+    def token_nll(
+        self,
+        inputs_embeds_SD: Tensor,
+        sequence_lengths: Sequence[int],
+        output_positions: Sequence[int],
+        answer_ids_N: Tensor,
+        weights_N: Tensor,
+    ) -> Tensor:
+        """[N]: each answer token's negative log-likelihood. ``weights_N`` foretells what its gradient will be."""
         ...
 
 
@@ -76,8 +92,24 @@ class NanoEdge(nn.Module):
         logits_NV: Tensor = self.head(outputs_ND)
         return logits_NV
 
-    def answer_nll(self, language: LanguageHalf, inputs_embeds_SD: Tensor, batch: PackedBatch) -> Tensor:
-        """Each example's negative log-likelihood [B]: the sum over its answer's tokens."""
+    def answer_nll(
+        self,
+        language: LanguageHalf,
+        inputs_embeds_SD: Tensor,
+        batch: PackedBatch,
+        *,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> Tensor:
+        """Each example's negative log-likelihood [B]: the sum over its answer's tokens.
+
+        ``reduction`` foretells what the caller differentiates of them: it changes no number, and spares a loss that is
+        computed on the server a second trip.
+        """
+        if isinstance(language, LossHalf):
+            lengths, positions = batch.sequence_lengths, batch.output_positions
+            weights_N = torch.ones(len(positions)) / (batch.example_count if reduction == "mean" else 1)
+            nll_N = language.token_nll(inputs_embeds_SD, lengths, positions, batch.answer_ids_N, weights_N)
+            return _by_example(nll_N, batch)
         return nll_of(self.answer_logits(language, inputs_embeds_SD, batch), batch.answer_ids_N, batch)
 
     def answer_logits(self, language: LanguageHalf, inputs_embeds_SD: Tensor, batch: PackedBatch) -> Tensor:
@@ -88,7 +120,10 @@ class NanoEdge(nn.Module):
 
 def nll_of(logits_NV: Tensor, answer_ids_N: Tensor, batch: PackedBatch) -> Tensor:
     """The negative log-likelihood [B] of each example's part of the answers."""
-    nll_N = F.cross_entropy(logits_NV, answer_ids_N, reduction="none")
+    return _by_example(F.cross_entropy(logits_NV, answer_ids_N, reduction="none"), batch)
+
+
+def _by_example(nll_N: Tensor, batch: PackedBatch) -> Tensor:
     return torch.zeros(batch.example_count).index_add(0, batch.example_index_N, nll_N)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from fednano.errors import StreamMalformed, Unsupported
@@ -14,6 +15,7 @@ from fednano.model.edge import OutputKind
 from fednano.model.manifest import Manifest
 from fednano.split.frames import FrameStream
 from fednano.split.traffic import Traffic
+from fednano.tracing import trace_metadata, traceparent
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1.tensor_pb2 import ENCODING_RAW, Encoding, TensorSpec
 from fednano.wire.chunks import split_chunks
@@ -37,9 +39,16 @@ class SessionTerms:
     peer: str
     encoding: "Encoding.ValueType" = ENCODING_RAW
     progress_timeout_s: float = 60.0
+    # Whether labels will be sent, for the loss to be computed there.
+    loss_on_server: bool = False
 
     def opening(self) -> pb.OpenSession:
-        return pb.OpenSession(model_digest=self.manifest.digest, run=self.run, encoding=self.encoding)
+        return pb.OpenSession(
+            model_digest=self.manifest.digest,
+            run=self.run,
+            encoding=self.encoding,
+            loss_on_server=self.loss_on_server,
+        )
 
     def check_granted(self, opened: pb.SessionOpened) -> None:
         """Raises Unsupported unless the server grants the encoding that was asked for."""
@@ -64,6 +73,18 @@ class Pass:
     requires_grad: bool
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LabelledPass:
+    """A step whose loss the server computes, with all that it takes to do it again."""
+
+    step_id: int
+    inputs_embeds_SD: Tensor
+    sequence_lengths: tuple[int, ...]
+    output_positions: tuple[int, ...]
+    answer_ids_N: Tensor
+    weights_N: Tensor
+
+
 class StepSession:
     """An open session. Its methods are for one task at a time; after any error it is of no more use."""
 
@@ -80,7 +101,7 @@ class StepSession:
     @classmethod
     async def open(cls, stub: "SplitServiceAsyncStub", terms: SessionTerms, traffic: Traffic) -> "StepSession":
         stream = FrameStream[pb.StreamStepsRequest, pb.StreamStepsResponse](
-            stub.StreamSteps(), peer=terms.peer, progress_timeout_s=terms.progress_timeout_s
+            stub.StreamSteps(metadata=trace_metadata()), peer=terms.peer, progress_timeout_s=terms.progress_timeout_s
         )
         await stream.send(pb.StreamStepsRequest(open_session=terms.opening()))
         answer = await stream.receive()
@@ -98,6 +119,7 @@ class StepSession:
             output_positions=step.output_positions,
             output_kind=OUTPUT_KINDS[step.output_kind],
             requires_grad=step.requires_grad,
+            traceparent=traceparent(),
         )
         await self._send(pb.StreamStepsRequest(forward=header), payload)
         answer = await self._stream.receive()
@@ -113,7 +135,10 @@ class StepSession:
         """grad_inputs_embeds [S, D] of a pass that this session has done forward."""
         spec, payload = encode_tensor(grad_output, self._terms.encoding)
         await self._send(
-            pb.StreamStepsRequest(backward=pb.BackwardStep(step_id=step.step_id, grad_output=spec)), payload
+            pb.StreamStepsRequest(
+                backward=pb.BackwardStep(step_id=step.step_id, grad_output=spec, traceparent=traceparent())
+            ),
+            payload,
         )
         answer = await self._stream.receive()
         _expect(answer.WhichOneof("frame"), "backward_result", self._terms)
@@ -122,6 +147,30 @@ class StepSession:
         grad_SD = await self._stream.receive_tensor(result.grad_inputs_embeds, tuple(step.inputs_embeds_SD.shape))
         self._traffic.gradients_bytes += _bytes_of(spec, result.grad_inputs_embeds)
         return grad_SD
+
+    async def loss(self, step: LabelledPass) -> tuple[Tensor, Tensor]:
+        """The losses of the answer tokens [N], and the gradient of their weighted sum [S, D]."""
+        spec, payload = encode_tensor(step.inputs_embeds_SD, self._terms.encoding)
+        header = pb.LossStep(
+            step_id=step.step_id,
+            inputs_embeds=spec,
+            sequence_lengths=step.sequence_lengths,
+            output_positions=step.output_positions,
+            answer_ids=step.answer_ids_N.tolist(),
+            weights=step.weights_N.tolist(),
+        )
+        await self._send(pb.StreamStepsRequest(loss=header), payload)
+        answer = await self._stream.receive()
+        _expect(answer.WhichOneof("frame"), "loss_result", self._terms)
+        result = answer.loss_result
+        _expect_step(result.step_id, step.step_id)
+        if len(result.nll) != len(step.output_positions):
+            message = f"{self._terms.peer} sent {len(result.nll)} losses for {len(step.output_positions)} answer tokens"
+            raise StreamMalformed(message, peer=self._terms.peer)
+        grad_SD = await self._stream.receive_tensor(result.grad_inputs_embeds, tuple(step.inputs_embeds_SD.shape))
+        self._traffic.activations_bytes += spec.size_bytes
+        self._traffic.gradients_bytes += result.grad_inputs_embeds.size_bytes
+        return torch.tensor(list(result.nll)), grad_SD
 
     def cancel(self) -> None:
         """Ends the session; the server frees what it kept for it."""

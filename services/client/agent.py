@@ -13,6 +13,7 @@ from fednano.names import ClientName
 from fednano.rpc.channels import open_channel, wait_until_serving
 from fednano.rpc.replicas import first_serving, open_replicas, replica_addresses
 from fednano.rpc.retry import call_with_retry
+from fednano.split.loss import LabelledLanguageModel
 from fednano.split.remote import RemoteLanguageModel
 from fednano.split.session import SessionTerms
 from fednano.telemetry import get_logger
@@ -107,8 +108,10 @@ class Agent:
             peer=self._server_name,
             encoding=ENCODINGS_BY_NAME[self._settings.wire_encoding],
             progress_timeout_s=self._settings.progress_timeout_s,
+            loss_on_server=self._settings.loss_on_server,
         )
-        language = RemoteLanguageModel(
+        language_class = LabelledLanguageModel if self._settings.loss_on_server else RemoteLanguageModel
+        language = language_class(
             splits[0],
             asyncio.get_running_loop(),
             terms,
@@ -128,7 +131,10 @@ class Agent:
         interval_s = joined.heartbeat_interval.ToMilliseconds() / 1000
         heartbeats = asyncio.create_task(send_heartbeats(link, client, self._progress, interval_s))
         try:
-            with work_folder(self._settings.state, client) as folder:
+            with (
+                work_folder(self._settings.state, client) as folder,
+                span("run", run=str(client.parent), client=str(client)),
+            ):
                 await TaskLoop(link, work, client, self._progress, folder).run()
         finally:
             heartbeats.cancel()

@@ -56,7 +56,7 @@ def input_gradients(
         inputs_embeds_SD = edge(batch)
     inputs_embeds_SD.requires_grad_()
     if labels is None:
-        nll_B = edge.answer_nll(language, inputs_embeds_SD, batch)
+        nll_B = edge.answer_nll(language, inputs_embeds_SD, batch, reduction="sum")
     else:
         logits_NV = edge.answer_logits(language, inputs_embeds_SD, batch)
         drawn_N = torch.multinomial(logits_NV.detach().softmax(-1), 1, generator=labels).squeeze(1)

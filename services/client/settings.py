@@ -38,6 +38,11 @@ class ClientSettings(ServiceSettings):
         description="how tensors travel to the LLM server and back: raw keeps every bit, the others round to send"
         " half of the bytes or, with int8, a quarter",
     )
+    loss_on_server: bool = Field(
+        False,
+        description="send the labels to the LLM server and get loss and gradient back in one round trip; gives up that"
+        " the labels stay here, and works only with a server started with --allow-loss-on-server",
+    )
     threads: int = Field(1, ge=1, description="threads that torch computes with")
     aggregator_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost aggregator")
     server_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost LLM server")

@@ -16,7 +16,7 @@ _OUTPUT_KINDS: dict[int, OutputKind] = {
     pb.OUTPUT_KIND_HIDDEN_STATES: "hidden_states",
     pb.OUTPUT_KIND_LOGITS: "logits",
 }
-_WIDEST_ELEMENT_BYTES = 4
+WIDEST_ELEMENT_BYTES = 4
 
 
 def check_open(frame: pb.OpenSession | None, digest: str, offered: Sequence[str]) -> pb.OpenSession:
@@ -69,7 +69,7 @@ def check_embeds(spec: tpb.TensorSpec, hidden_size: int, max_pass_tokens: int) -
     if not 1 <= spec.shape[0] <= max_pass_tokens:
         message = f"a pass has 1 to {max_pass_tokens} tokens, not {spec.shape[0]}: send smaller batches"
         raise FieldInvalid(message, field=field)
-    check_spec(spec, max_bytes=spec.shape[0] * hidden_size * _WIDEST_ELEMENT_BYTES)
+    check_spec(spec, max_bytes=spec.shape[0] * hidden_size * WIDEST_ELEMENT_BYTES)
     return int(spec.shape[0])
 
 
@@ -79,7 +79,7 @@ def step_bytes(step: pb.ForwardStep, model: LanguageModel) -> int:
     elements = step.inputs_embeds.shape[0] * model.hidden_size
     if step.requires_grad:
         elements += len(step.output_positions) * width
-    return elements * _WIDEST_ELEMENT_BYTES
+    return elements * WIDEST_ELEMENT_BYTES
 
 
 def check_gradient(spec: tpb.TensorSpec, shape: Sequence[int]) -> None:
@@ -87,7 +87,7 @@ def check_gradient(spec: tpb.TensorSpec, shape: Sequence[int]) -> None:
     if list(spec.shape) != list(shape):
         message = f"grad_output has the shape {list(spec.shape)}, but that pass's output has {list(shape)}"
         raise FieldInvalid(message, field="grad_output.shape")
-    check_spec(spec, max_bytes=shape[0] * shape[1] * _WIDEST_ELEMENT_BYTES)
+    check_spec(spec, max_bytes=shape[0] * shape[1] * WIDEST_ELEMENT_BYTES)
 
 
 def check_longest(length: int, model: LanguageModel) -> None:

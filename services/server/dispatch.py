@@ -11,10 +11,18 @@ from fednano.model.language import LanguageModel
 from fednano.model.packing import padded
 from services.server.decode_pass import run_decode
 from services.server.graph_memory import GraphMemory
+from services.server.loss_pass import run_loss
 from services.server.metrics import PassKind
 from services.server.model_thread import ModelThread
 from services.server.passes import Encoded, run_again, run_backward, run_forward
-from services.server.requests import AnyRequest, BackwardRequest, DecodeRequest, ForwardRequest, LoneRequest
+from services.server.requests import (
+    AnyRequest,
+    BackwardRequest,
+    DecodeRequest,
+    ForwardRequest,
+    LoneRequest,
+    LossRequest,
+)
 from services.server.waiting import uses_graph
 
 ResultT = TypeVar("ResultT")
@@ -41,6 +49,8 @@ class Dispatch:
             await self._backward(cast(Sequence[BackwardRequest], members))
         elif isinstance(first, DecodeRequest):
             await self._decode(cast(Sequence[DecodeRequest], members))
+        elif isinstance(first, LossRequest):
+            await self._loss(cast(Sequence[LossRequest], members))
         elif isinstance(first, LoneRequest):
             await self._alone(first)
 
@@ -105,6 +115,23 @@ class Dispatch:
         works, output_kind = [member.work for member in members], members[0].output_kind
         answers = await self._attempt(lambda: run_decode(self._model, works, output_kind), "decode", members)
         for member, answer in zip(members, answers or [], strict=False):
+            if isinstance(answer, WireError):
+                member.refuse(answer)
+            else:
+                member.fulfil(answer)
+
+    async def _loss(self, members: Sequence[LossRequest]) -> None:
+        rows, works = self._rows(members), [member.work for member in members]
+        keeping = self._memory.keeping_again(rows)
+        self._memory.make_room(rows, keeping)
+        checkpointed = keeping == "layers"
+        outcome = await self._attempt(lambda: run_loss(self._model, works, checkpointed=checkpointed), "loss", members)
+        if outcome is None:
+            return
+        answers, seen_rows, size_bytes = outcome
+        if seen_rows:
+            self._memory.learn(seen_rows, size_bytes, checkpointed=checkpointed)
+        for member, answer in zip(members, answers, strict=True):
             if isinstance(answer, WireError):
                 member.refuse(answer)
             else:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from fednano.metrics import SECONDS_BUCKETS
 
-PassKind = Literal["forward", "backward", "decode"]
+PassKind = Literal["forward", "backward", "loss", "decode"]
 SessionKind = Literal["steps", "decode"]
 ResultT = TypeVar("ResultT")
 

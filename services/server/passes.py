@@ -73,7 +73,7 @@ def run_forward(
     checkpointed: bool = False,
 ) -> ForwardOutcome:
     """The outputs of all members from one pass."""
-    passages = [_passage(work) for work in works]
+    passages = [passage_or_refusal(work) for work in works]
     sound = [passage for passage in passages if isinstance(passage, Passage)]
     if not sound:
         return ForwardOutcome(answers=[p for p in passages if isinstance(p, WireError)], graph=None)
@@ -171,7 +171,8 @@ def finite_or_refusal(arrived: Arrived, field: str) -> Tensor | WireError:
         return refusal
 
 
-def _passage(work: ForwardWork) -> Passage | WireError:
+def passage_or_refusal(work: ForwardWork) -> Passage | WireError:
+    """What a member brings to a pass, or why it cannot take part."""
     inputs_embeds_SD = finite_or_refusal(work.inputs_embeds, "inputs_embeds")
     if isinstance(inputs_embeds_SD, WireError):
         return inputs_embeds_SD

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from fednano.model.packing import OutputKind
 from services.server.decode_pass import DecodeWork
+from services.server.loss_pass import LossAnswer, LossWork
 from services.server.metrics import PassKind
 from services.server.passes import BackwardWork, Encoded, ForwardAnswer, ForwardWork
 
@@ -58,6 +59,11 @@ class DecodeRequest(Request[Encoded]):
     stream: Hashable
     work: DecodeWork
     output_kind: OutputKind
+
+
+@dataclass(eq=False, kw_only=True)
+class LossRequest(Request[LossAnswer]):
+    work: LossWork
 
 
 @dataclass(eq=False, kw_only=True)

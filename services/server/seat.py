@@ -6,8 +6,9 @@ from contextlib import contextmanager
 
 from services.server.graph_memory import KeptStep
 from services.server.input_budget import InputBudget
+from services.server.loss_pass import LossAnswer
 from services.server.passes import Encoded
-from services.server.requests import BackwardRequest, DecodeRequest, ForwardRequest, LoneRequest
+from services.server.requests import BackwardRequest, DecodeRequest, ForwardRequest, LoneRequest, LossRequest
 from services.server.scheduler import Scheduler
 
 
@@ -74,6 +75,9 @@ class Seat:
     def awaits_next(self) -> None:
         """The client has the outputs: its next positions will come as soon as it has chosen them."""
         self._scheduler.expect(self)
+
+    async def loss(self, request: LossRequest) -> LossAnswer:
+        return await self._scheduler.ask(request)
 
     async def alone(self, request: LoneRequest) -> Encoded:
         return await self._scheduler.ask(request)

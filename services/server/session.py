@@ -12,8 +12,10 @@ from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import tensor_pb2 as tpb
 from services.server import checks
 from services.server.frames import Frames
+from services.server.loss_pass import LossWork
+from services.server.loss_steps import check_allowed, check_loss, loss_bytes
 from services.server.passes import Arrived, BackwardWork, ForwardWork
-from services.server.requests import BackwardRequest, ForwardRequest
+from services.server.requests import BackwardRequest, ForwardRequest, LossRequest
 from services.server.seat import Seat
 from services.server.settings import ServerSettings
 
@@ -31,6 +33,7 @@ class StepSession:
         self._seat = seat
         self._settings = settings
         self._encoding: tpb.Encoding.ValueType = tpb.ENCODING_RAW
+        self._takes_labels = False
         self._last_step_id: int | None = None
 
     async def run(self) -> None:
@@ -40,6 +43,8 @@ class StepSession:
             return
         opened = opening.open_session if opening.HasField("open_session") else None
         session = checks.check_open(opened, self._model.manifest.digest, self._settings.wire_encodings)
+        check_allowed(session.loss_on_server, self._settings)
+        self._takes_labels = session.loss_on_server
         self._encoding = session.encoding
         self._frames.agree(session.encoding)
         bind_contextvars(run=session.run)
@@ -56,6 +61,8 @@ class StepSession:
                 await self._forward(request.forward)
             case "backward":
                 await self._backward(request.backward)
+            case "loss":
+                await self._loss(request.loss)
             case "discard":
                 self._seat.discard(request.discard.step_id)
             case other:
@@ -63,17 +70,14 @@ class StepSession:
 
     async def _forward(self, step: pb.ForwardStep) -> None:
         kind = checks.check_forward(step, self._model, self._settings.max_pass_tokens)
-        self._check_place(step)
+        self._check_place(step.step_id)
+        self._check_pending(step)
         self._seat.admit(step.step_id, checks.step_bytes(step, self._model))
         payload = await self._frames.payload(step.inputs_embeds)
         request = ForwardRequest(
             client=self._seat.client,
             token_count=step.inputs_embeds.shape[0],
-            work=ForwardWork(
-                inputs_embeds=Arrived(spec=step.inputs_embeds, payload=payload, encoding=self._encoding),
-                sequence_lengths=tuple(step.sequence_lengths),
-                output_positions=tuple(step.output_positions),
-            ),
+            work=self._forward_work(step, payload),
             output_kind=kind,
             keeps_graph=step.requires_grad,
         )
@@ -81,11 +85,35 @@ class StepSession:
         result = pb.ForwardResult(step_id=step.step_id, output=spec)
         await self._answer(pb.StreamStepsResponse(forward_result=result), encoded)
 
-    def _check_place(self, step: pb.ForwardStep) -> None:
-        if self._last_step_id is not None and step.step_id <= self._last_step_id:
-            message = f"step_id must grow; {step.step_id} came after {self._last_step_id}"
-            raise FieldInvalid(message, field="step_id")
-        self._last_step_id = step.step_id
+    async def _loss(self, step: pb.LossStep) -> None:
+        # Also without leave asked for, a client's labels are not taken: it may have meant to keep them.
+        if not self._takes_labels:
+            raise StreamMalformed("a step with labels came in a session that was opened without loss_on_server")
+        check_loss(step, self._model, self._settings.max_pass_tokens)
+        self._check_place(step.step_id)
+        with self._seat.room(loss_bytes(step, self._model)):
+            payload = await self._frames.payload(step.inputs_embeds)
+            forward = self._forward_work(step, payload)
+            work = LossWork(forward=forward, answer_ids=tuple(step.answer_ids), weights=tuple(step.weights))
+            tokens = step.inputs_embeds.shape[0]
+            answer = await self._seat.loss(LossRequest(client=self._seat.client, token_count=tokens, work=work))
+        spec, encoded = answer.grad_inputs_embeds
+        result = pb.LossResult(step_id=step.step_id, nll=answer.nll, grad_inputs_embeds=spec)
+        await self._answer(pb.StreamStepsResponse(loss_result=result), encoded)
+
+    def _forward_work(self, step: pb.ForwardStep | pb.LossStep, payload: bytearray) -> ForwardWork:
+        return ForwardWork(
+            inputs_embeds=Arrived(spec=step.inputs_embeds, payload=payload, encoding=self._encoding),
+            sequence_lengths=tuple(step.sequence_lengths),
+            output_positions=tuple(step.output_positions),
+        )
+
+    def _check_place(self, step_id: int) -> None:
+        if self._last_step_id is not None and step_id <= self._last_step_id:
+            raise FieldInvalid(f"step_id must grow; {step_id} came after {self._last_step_id}", field="step_id")
+        self._last_step_id = step_id
+
+    def _check_pending(self, step: pb.ForwardStep) -> None:
         bound = self._settings.max_pending_steps
         if step.requires_grad and self._seat.pending_count >= bound:
             message = f"{bound} forward passes await their backward pass: send it, or discard one, before the next"

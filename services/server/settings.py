@@ -54,6 +54,11 @@ class ServerSettings(ServiceSettings):
         min_length=1,
         description="how tensors may travel, commas between; a session that asks for another one is refused",
     )
+    allow_loss_on_server: bool = Field(
+        False,
+        description="take the labels of clients that ask for it, and answer with loss and gradient in one round trip: "
+        "those clients give up that nobody else knows their labels",
+    )
     max_pending_steps: int = Field(4, ge=1, description="most forward passes of a session that await their backward")
     max_queued_passes: int = Field(64, ge=1, description="most requests, over all sessions, that wait for the model")
     max_sessions: int = Field(64, ge=1, description="most streams open at one time")

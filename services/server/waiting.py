@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from services.server.decode_turns import DecodeTurns
 from services.server.graph_memory import GroupGraph
-from services.server.requests import AnyRequest, BackwardRequest, DecodeRequest, ForwardRequest, LoneRequest
+from services.server.requests import (
+    AnyRequest,
+    BackwardRequest,
+    DecodeRequest,
+    ForwardRequest,
+    LoneRequest,
+    LossRequest,
+)
 
 
 class Waiting:
@@ -41,7 +48,7 @@ class Waiting:
             return same_group and request.work.step.output_kind == first.work.step.output_kind
         if isinstance(first, DecodeRequest) and isinstance(request, DecodeRequest):
             return first.output_kind == request.output_kind
-        return False
+        return isinstance(first, LossRequest) and isinstance(request, LossRequest)
 
     def rest_of_group(self, taken: Sequence[AnyRequest]) -> list[BackwardRequest]:
         """The waiting members of the group that ``taken`` are of, if they are of one, which are not among them."""

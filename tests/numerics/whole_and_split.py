@@ -17,6 +17,7 @@ from fednano.model.parts import load_edge, resolve_model
 from fednano.prompt import Prompt
 from fednano.rpc.channels import open_channel
 from fednano.rpc.server import serving
+from fednano.split.loss import LabelledLanguageModel
 from fednano.split.remote import RemoteLanguageModel
 from fednano.split.session import SessionTerms
 from fednano.v1.split_service_pb2_grpc import SplitServiceStub, add_SplitServiceServicer_to_server
@@ -60,19 +61,28 @@ def ragged_examples(edge: NanoEdge) -> list[EncodedExample]:
 
 
 @asynccontextmanager
-async def remote_language(edge: NanoEdge, language: LanguageModel) -> AsyncIterator[RemoteLanguageModel]:
+async def remote_language(
+    edge: NanoEdge, language: LanguageModel, *, loss_on_server: bool = False
+) -> AsyncIterator[RemoteLanguageModel]:
     """For threads other than the caller's: wrap work in ``asyncio.to_thread``."""
-    settings = ServerSettings(insecure=True)
+    settings = ServerSettings(insecure=True, allow_loss_on_server=loss_on_server)
     thread = ModelThread(threads=1, max_queued=4, timeout_s=20.0)
     servicer = SplitServicer(language, thread, settings)
     services = {SERVICE: lambda server: add_SplitServiceServicer_to_server(servicer, server)}
-    terms = SessionTerms(manifest=edge.parts.manifest, run="runs/test", peer="the server", progress_timeout_s=20.0)
+    terms = SessionTerms(
+        manifest=edge.parts.manifest,
+        run="runs/test",
+        peer="the server",
+        progress_timeout_s=20.0,
+        loss_on_server=loss_on_server,
+    )
+    remote_class = LabelledLanguageModel if loss_on_server else RemoteLanguageModel
     try:
         async with (
             serving(services, "127.0.0.1:0", settings.security, grace_s=0.2) as running,
             open_channel(running.address, settings.security) as channel,
         ):
             stub = SplitServiceStub(channel)
-            yield RemoteLanguageModel(stub, asyncio.get_running_loop(), terms, give_up_after_s=20.0)
+            yield remote_class(stub, asyncio.get_running_loop(), terms, give_up_after_s=20.0)
     finally:
         thread.close()
