@@ -3,6 +3,7 @@
 Order: a flag wins over its environment variable, which wins over the default.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fednano.errors import SettingsInvalid
+
+# OpenTelemetry's own variable: who has a collector has it set for all services.
+TRACE_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Security(BaseModel):
@@ -45,6 +49,11 @@ class ServiceSettings(BaseSettings):
     ready_file: Path | None = Field(None, description="file to write the bound host:port to, once serving")
     metrics_listen: str = Field(
         "", description="host:port for Prometheus to scrape, off when empty; nobody is authenticated: prefer loopback"
+    )
+    trace_endpoint: str = Field(
+        default_factory=lambda: os.environ.get(TRACE_VARIABLE, ""),
+        description="URL of an OpenTelemetry collector, such as http://127.0.0.1:4317, for traces; off when empty; "
+        f"{TRACE_VARIABLE} does too; needs the extra tracing",
     )
     audit_log: Path | None = Field(
         None, description="file that keeps, in a chain, what operators did and which calls were refused; off if unset"

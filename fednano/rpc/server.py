@@ -21,6 +21,7 @@ from fednano.metrics import RpcMetrics
 from fednano.rpc.gate import Gate, GateTerms
 from fednano.rpc.interceptor import CallInterceptor
 from fednano.rpc.server_files import revocation_list, server_credentials
+from fednano.rpc.traced import TraceInterceptor
 from fednano.security.watch import CertificateWatch
 from fednano.telemetry import get_logger
 
@@ -77,7 +78,7 @@ async def serving(
     watch = CertificateWatch(revocation_list(security))
     judged = Gate(gate or GateTerms(security=security), watch)
     keeper = CallInterceptor(judged, metrics or RpcMetrics(CollectorRegistry()))
-    server = grpc.aio.server(interceptors=[keeper], options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[keeper, TraceInterceptor()], options=SERVER_OPTIONS)
     for add in services.values():
         add(server)
     health = await _add_health(server, list(services))

@@ -25,6 +25,7 @@ from fednano.split.decode import DecodeStream, greedy_decode
 from fednano.split.redo import redo
 from fednano.split.session import Pass, SessionTerms, StepSession
 from fednano.split.traffic import Traffic
+from fednano.tracing import span
 
 if TYPE_CHECKING:
     from fednano.v1.split_service_pb2_grpc import SplitServiceAsyncStub
@@ -89,10 +90,12 @@ class RemoteLanguageModel:
         return output
 
     def pass_forward(self, step: Pass) -> Tensor:
-        return self._redo(lambda: self._run(self._forward(step)), "forward pass")
+        with span("forward", step_id=step.step_id, tokens=len(step.inputs_embeds_SD)):
+            return self._redo(lambda: self._run(self._forward(step)), "forward pass")
 
     def pass_backward(self, step: Pass, grad_output: Tensor) -> Tensor:
-        return self._redo(lambda: self._run(self._backward(step, grad_output)), "backward pass")
+        with span("backward", step_id=step.step_id, tokens=len(step.inputs_embeds_SD)):
+            return self._redo(lambda: self._run(self._backward(step, grad_output)), "backward pass")
 
     def greedy_answers(self, edge: NanoEdge, prompts: PackedBatch, max_new_tokens: int) -> list[list[int]]:
         """Each prompt's answer as ids. A lost stream starts the batch over."""
@@ -107,7 +110,8 @@ class RemoteLanguageModel:
             finally:
                 self._loop.call_soon_threadsafe(stream.cancel)
 
-        return self._redo(attempt, "decoding")
+        with span("answers", examples=prompts.example_count):
+            return self._redo(attempt, "decoding")
 
     def close(self) -> None:
         """Ends the session, if any. The next pass opens another."""

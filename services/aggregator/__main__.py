@@ -6,16 +6,16 @@ import sys
 from fednano.config import read_settings
 from fednano.errors import FednanoError, SettingsInvalid
 from fednano.metrics import RpcMetrics, new_registry, serve_metrics
+from fednano.rpc.gate import gate_terms
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
-from fednano.v1.aggregator_service_pb2_grpc import add_AggregatorServiceServicer_to_server
-from fednano.v1.run_service_pb2_grpc import add_RunServiceServicer_to_server
-from services.aggregator.aggregator_servicer import AggregatorServicer
+from fednano.tracing import tracing
+from services.aggregator.bearer_tokens import open_verifier
 from services.aggregator.federation import Federation, open_federation
 from services.aggregator.heap import share_heaps
 from services.aggregator.intake import drop_stale_drafts
 from services.aggregator.metrics import RunCollector
-from services.aggregator.run_servicer import RunServicer
+from services.aggregator.services import aggregator_services
 from services.aggregator.settings import AggregatorSettings
 
 log = get_logger("aggregator")
@@ -26,7 +26,8 @@ def main() -> int:
     try:
         settings = read_settings(AggregatorSettings)
         configure_logging("aggregator", level=settings.log_level)
-        asyncio.run(_serve(settings))
+        with tracing("fednano.aggregator", settings.trace_endpoint):
+            asyncio.run(_serve(settings))
     except FednanoError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2 if isinstance(error, SettingsInvalid) else 1
@@ -36,16 +37,15 @@ def main() -> int:
 async def _serve(settings: AggregatorSettings) -> None:
     federation, registry = open_federation(settings), new_registry()
     log.info("starting", settings=settings.shown())
-    aggregator, operators = AggregatorServicer(federation), RunServicer(federation)
-    services = {
-        "fednano.v1.AggregatorService": lambda server: add_AggregatorServiceServicer_to_server(aggregator, server),
-        "fednano.v1.RunService": lambda server: add_RunServiceServicer_to_server(operators, server),
-    }
-    registry.register(RunCollector(federation.store, settings.state))
-    drop_stale_drafts(federation)
-    federation.drive_unended()
     try:
-        with serve_metrics(registry, settings.metrics_listen) as metrics_address:
+        services = aggregator_services(federation)
+        registry.register(RunCollector(federation.store, settings.state))
+        drop_stale_drafts(federation)
+        federation.drive_unended()
+        with (
+            serve_metrics(registry, settings.metrics_listen) as metrics_address,
+            gate_terms(settings, open_verifier(settings)) as gate,
+        ):
             async with serving(
                 services,
                 settings.listen,
@@ -54,6 +54,8 @@ async def _serve(settings: AggregatorSettings) -> None:
                 ready_file=settings.ready_file,
                 metrics=RpcMetrics(registry),
                 metrics_address=metrics_address,
+                gate=gate,
+                ops_listen=settings.ops_listen,
             ):
                 await _until_signalled_or_damaged(federation)
     finally:

@@ -10,8 +10,10 @@ import torch
 from fednano.config import read_settings
 from fednano.errors import ExamplesInvalid, FednanoError, ModelInvalid, SettingsInvalid
 from fednano.metrics import RpcMetrics, new_registry, serve_metrics
+from fednano.rpc.gate import gate_terms
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
+from fednano.tracing import tracing
 from fednano.wire.heap import keep_freed_memory
 from services.client.agent import Agent
 from services.client.metrics import ClientMetrics
@@ -26,7 +28,8 @@ def main() -> int:
         settings = read_settings(ClientSettings)
         configure_logging(f"client {settings.client_id}", level=settings.log_level)
         torch.set_num_threads(settings.threads)
-        asyncio.run(_live(settings))
+        with tracing("fednano.client", settings.trace_endpoint):
+            asyncio.run(_live(settings))
     except FednanoError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2 if isinstance(error, SettingsInvalid | ModelInvalid | ExamplesInvalid) else 1
@@ -39,7 +42,7 @@ async def _live(settings: ClientSettings) -> None:
     signalled = asyncio.create_task(until_signalled())
     log.info("starting", settings=settings.shown())
     registry = new_registry()
-    with serve_metrics(registry, settings.metrics_listen) as metrics_address:
+    with serve_metrics(registry, settings.metrics_listen) as metrics_address, gate_terms(settings) as gate:
         async with serving(
             {},
             settings.listen,
@@ -48,6 +51,7 @@ async def _live(settings: ClientSettings) -> None:
             ready_file=settings.ready_file,
             metrics=RpcMetrics(registry),
             metrics_address=metrics_address,
+            gate=gate,
         ):
             await _work(Agent(settings, ClientMetrics(registry)), signalled)
 

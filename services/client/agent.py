@@ -17,6 +17,7 @@ from fednano.split.loss import LabelledLanguageModel
 from fednano.split.remote import RemoteLanguageModel
 from fednano.split.session import SessionTerms
 from fednano.telemetry import get_logger
+from fednano.tracing import span
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1.aggregator_service_pb2_grpc import AggregatorServiceStub
 from fednano.v1.split_service_pb2 import GetModelRequest, Model

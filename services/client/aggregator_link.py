@@ -8,6 +8,7 @@ from fednano.errors import DigestMismatch, StreamMalformed
 from fednano.names import ClientName, RunName
 from fednano.rpc.retry import call_once, call_with_retry
 from fednano.telemetry import get_logger
+from fednano.tracing import trace_metadata
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1.artifact_pb2 import ArtifactSpec
 from fednano.wire.artifacts import ArtifactReceiver, file_chunks
@@ -72,7 +73,10 @@ class AggregatorLink:
             await self._call(lambda: self._upload(header, files), what)
 
     async def report(self, request: pb.ReportMetricsRequest) -> None:
-        await self._call(lambda: self._stub.ReportMetrics(request, timeout=CALL_TIMEOUT_S), "report the evaluation")
+        await self._call(
+            lambda: self._stub.ReportMetrics(request, timeout=CALL_TIMEOUT_S, metadata=trace_metadata()),
+            "report the evaluation",
+        )
 
     async def _call(self, call: Callable[[], Awaitable[ResultT]], what: str) -> ResultT:
         return await call_with_retry(
@@ -86,12 +90,14 @@ class AggregatorLink:
         if there.received_bytes:
             log.info("upload_resumed", round=header.round, from_bytes=there.received_bytes)
         frames = _update_frames(header, files, there.received_bytes)
-        await self._stub.UploadUpdate(frames, timeout=TRANSFER_TIMEOUT_S)
+        await self._stub.UploadUpdate(frames, timeout=TRANSFER_TIMEOUT_S, metadata=trace_metadata())
 
     async def _download(self, run: RunName, spec: ArtifactSpec, target: Path) -> Path:
         request = pb.DownloadAdapterRequest(run=str(run), sha256=spec.sha256)
         with ArtifactReceiver([spec], [target], MAX_ADAPTER_BYTES) as receiver:
-            async for response in self._stub.DownloadAdapter(request, timeout=TRANSFER_TIMEOUT_S):
+            async for response in self._stub.DownloadAdapter(
+                request, timeout=TRANSFER_TIMEOUT_S, metadata=trace_metadata()
+            ):
                 if response.WhichOneof("frame") == "chunk":
                     receiver.add(response.chunk)
                 else:

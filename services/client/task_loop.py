@@ -18,6 +18,7 @@ from fednano.errors import (
 )
 from fednano.names import ClientName, RoundName
 from fednano.telemetry import get_logger
+from fednano.tracing import span
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import run_pb2
 from fednano.v1.artifact_pb2 import ArtifactSpec
@@ -73,7 +74,7 @@ class TaskLoop:
             await self._wait_for_other_work(round_name)
             return
         self._pause_s = PAUSE_S
-        with bound_contextvars(round=round_name):
+        with bound_contextvars(round=round_name), span("round", round=round_name, task=kind):
             try:
                 await (self._train(task.train) if kind == "train" else self._evaluate(task.evaluate))
             except REFUSALS as refusal:
@@ -90,7 +91,8 @@ class TaskLoop:
         round_name = RoundName.parse(task.round, "train.round")
         self._progress.begin(task.round)
         adapter = await self._download(round_name, task.adapter)
-        update = await asyncio.to_thread(self._work.train, round_name, adapter, self._folder, task.artifacts)
+        with span("local_training", round=task.round):
+            update = await asyncio.to_thread(self._work.train, round_name, adapter, self._folder, task.artifacts)
         await self._link.upload(self._header(task, update), update.files)
         log.info("trained", metrics=update.metrics)
         self._progress.metrics.trained(update.metrics, time.monotonic() - self._progress.begin_s)
@@ -109,7 +111,8 @@ class TaskLoop:
         self._progress.begin(task.round)
         round_name = RoundName.parse(task.round, "evaluate.round")
         adapter = await self._download(round_name, task.adapter)
-        evaluation = await asyncio.to_thread(self._work.evaluate, round_name, adapter, self._folder)
+        with span("evaluation", round=task.round):
+            evaluation = await asyncio.to_thread(self._work.evaluate, round_name, adapter, self._folder)
         await self._link.report(
             pb.ReportMetricsRequest(
                 client=str(self._client),

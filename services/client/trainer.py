@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fednano.model.batch import EncodedExample, pack
 from fednano.model.edge import LanguageHalf, NanoEdge
+from fednano.tracing import span
 from fednano.v1.run_pb2 import TrainConfig
 from services.client.fisher_path import FisherPath
 from services.client.proximal import ProximalTerm
@@ -59,7 +60,8 @@ class LocalTraining:
         for step, indices in enumerate(batches(len(examples), self._config, order)):
             # The order is drawn anew from its seed: what was done before is passed over.
             if step >= self.position.step_count:
-                self._step([examples[index] for index in indices])
+                with span("step", step=step, examples=len(indices)):
+                    self._step([examples[index] for index in indices])
                 after_step()
 
     def _step(self, examples: Sequence[EncodedExample]) -> None:

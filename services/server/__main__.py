@@ -10,8 +10,10 @@ from fednano.config import read_settings
 from fednano.errors import LocalError, PeerUnavailable
 from fednano.metrics import RpcMetrics, new_registry, serve_metrics
 from fednano.model.language import LanguageModel
+from fednano.rpc.gate import gate_terms
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
+from fednano.tracing import tracing
 from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server
 from fednano.wire.heap import keep_freed_memory
 from services.server.backbone import load_backbone
@@ -32,7 +34,8 @@ def main() -> int:
     try:
         settings = read_settings(ServerSettings)
         configure_logging("server", level=settings.log_level)
-        asyncio.run(serve(settings))
+        with tracing("fednano.server", settings.trace_endpoint):
+            asyncio.run(serve(settings))
     except (LocalError, PeerUnavailable) as error:
         sys.stderr.write(f"services.server: {error.message}\n")
         return 2
@@ -42,7 +45,7 @@ def main() -> int:
 async def serve(settings: ServerSettings) -> None:
     """Serves until SIGTERM or SIGINT."""
     registry = new_registry()
-    with serve_metrics(registry, settings.metrics_listen) as metrics_address:
+    with serve_metrics(registry, settings.metrics_listen) as metrics_address, gate_terms(settings) as gate:
         thread = ModelThread(
             threads=settings.threads,
             max_queued=settings.max_queued_passes,
@@ -64,6 +67,7 @@ async def serve(settings: ServerSettings) -> None:
                 ready_file=settings.ready_file,
                 metrics=RpcMetrics(registry),
                 metrics_address=metrics_address,
+                gate=gate,
             ) as running:
                 await until_signalled()
                 await running.health.enter_graceful_shutdown()

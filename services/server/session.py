@@ -8,6 +8,7 @@ from structlog.contextvars import bind_contextvars
 from fednano.errors import FieldInvalid, StepUnknown, StreamMalformed, TooManyPendingSteps
 from fednano.model.language import LanguageModel
 from fednano.telemetry import get_logger
+from fednano.tracing import span_for_peer
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import tensor_pb2 as tpb
 from services.server import checks
@@ -81,7 +82,8 @@ class StepSession:
             output_kind=kind,
             keeps_graph=step.requires_grad,
         )
-        spec, encoded = await self._seat.forward(step.step_id, request)
+        with span_for_peer("forward pass", step.traceparent, step_id=step.step_id, tokens=request.token_count):
+            spec, encoded = await self._seat.forward(step.step_id, request)
         result = pb.ForwardResult(step_id=step.step_id, output=spec)
         await self._answer(pb.StreamStepsResponse(forward_result=result), encoded)
 
@@ -130,7 +132,8 @@ class StepSession:
         request = BackwardRequest(
             client=self._seat.client, token_count=kept.token_count, work=BackwardWork(step=kept, gradient=gradient)
         )
-        spec, encoded = await self._seat.backward(step.step_id, request)
+        with span_for_peer("backward pass", step.traceparent, step_id=step.step_id, tokens=request.token_count):
+            spec, encoded = await self._seat.backward(step.step_id, request)
         result = pb.BackwardResult(step_id=step.step_id, grad_inputs_embeds=spec)
         await self._answer(pb.StreamStepsResponse(backward_result=result), encoded)
 
