@@ -29,9 +29,14 @@ def read_gram(file: TensorFile, modality: str) -> Gram:
     """From a file whose shapes are ``gram_layout.gram_shapes``."""
     name = f"{modality}.gram"
     if name in file.places:
-        return _Whole(gram_DD=_unpacked(_read(file, name)))
+        return _Whole(gram_DD=read_whole_gram(file, name))
     factor_DL = _read(file, f"{name}.factor").reshape(file.places[f"{name}.factor"].shape)
     return _LowRank(factor_DL=factor_DL, diagonal_D=_read(file, f"{name}.diagonal"))
+
+
+def read_whole_gram(file: TensorFile, name: str) -> Float64Array:
+    """[D, D], of the tensor that is its symmetric half."""
+    return _unpacked(_read(file, name))
 
 
 @dataclass(frozen=True, kw_only=True)

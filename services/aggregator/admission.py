@@ -7,14 +7,16 @@ from sqlalchemy import Connection
 
 from fednano.adapter_layout import adapter_shapes
 from fednano.errors import AlreadyExists, FieldInvalid, RoundClosed
+from fednano.gram_layout import gram_shapes
 from fednano.names import ClientName, RoundName
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import artifact_pb2, run_pb2
 from services.aggregator.store import clients, rounds, runs
 from services.aggregator.store.participants import Participation, load_participation, update_count
+from services.aggregator.store.situations import wanted_artifacts
 from services.aggregator.update_check import check_base, max_file_bytes
 
-KINDS = (artifact_pb2.ARTIFACT_KIND_ADAPTER, artifact_pb2.ARTIFACT_KIND_FISHER)
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +38,11 @@ class Admission:
 
     is_known: bool
     update_count: int
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[artifact_pb2.ArtifactKind.ValueType, Shapes]
 
     @property
     def max_file_bytes(self) -> int:
-        return max_file_bytes(self.shapes)
+        return max(max_file_bytes(shapes) for shapes in self.shapes.values())
 
 
 def read_offer(header: pb.UpdateHeader) -> Offer:
@@ -56,23 +58,34 @@ def admit(connection: Connection, offer: Offer) -> Admission:
     name, header = offer.name, offer.header
     run = runs.load_run(connection, name.run)
     part = load_participation(connection, name, offer.client)
-    adapter = run.config.adapter
     admission = Admission(
         is_known=_is_known(part, offer),
         update_count=update_count(connection, name),
-        shapes=adapter_shapes(adapter.modalities, adapter.hidden_size, adapter.rank),
+        shapes=_shapes(run.config),
     )
     if not admission.is_known:
-        _check_kinds(run.config, header)
+        _check_kinds(wanted_artifacts(connection, offer.client, run.config), header)
         _check_example_count(clients.load_client(connection, offer.client), header)
-        check_base(header.client, header.base_adapter_sha256, _open_base_sha256(connection, run, name))
+        base_sha256 = _open_base_sha256(connection, run, name)
+        check_base(header.client, header.base_adapter_sha256, part.base_sha256 or base_sha256)
     return admission
+
+
+def _shapes(config: run_pb2.RunConfig) -> dict[artifact_pb2.ArtifactKind.ValueType, Shapes]:
+    """What the files of an update may hold, by kind."""
+    adapter = config.adapter
+    alike = adapter_shapes(adapter.modalities, adapter.hidden_size, adapter.rank)
+    shapes = {artifact_pb2.ARTIFACT_KIND_ADAPTER: alike, artifact_pb2.ARTIFACT_KIND_FISHER: alike}
+    if config.method == run_pb2.METHOD_FEDNANO_GRAM:
+        grams = gram_shapes(adapter.modalities, adapter.hidden_size, adapter.rank)
+        return shapes | {artifact_pb2.ARTIFACT_KIND_GRAM: grams}
+    return shapes
 
 
 def _is_known(part: Participation, offer: Offer) -> bool:
     if not part.is_updated:
         return False
-    accepted = [part.adapter_sha256, part.fisher_sha256] if part.fisher_sha256 else [part.adapter_sha256]
+    accepted = part.artifact_sha256s
     offered = [spec.sha256 for spec in offer.header.artifacts]
     if accepted == offered:
         return True
@@ -88,8 +101,7 @@ def _is_known(part: Participation, offer: Offer) -> bool:
     )
 
 
-def _check_kinds(config: run_pb2.RunConfig, header: pb.UpdateHeader) -> None:
-    wanted = KINDS if config.method == run_pb2.METHOD_FEDNANO else KINDS[:1]
+def _check_kinds(wanted: "tuple[artifact_pb2.ArtifactKind.ValueType, ...]", header: pb.UpdateHeader) -> None:
     if tuple(spec.kind for spec in header.artifacts) != wanted:
         kinds = ", ".join(artifact_pb2.ArtifactKind.Name(kind) for kind in wanted)
         raise FieldInvalid(f"header.artifacts must announce {kinds}, in that order", field="header.artifacts")

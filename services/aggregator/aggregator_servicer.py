@@ -20,6 +20,7 @@ from services.aggregator.federation import Federation
 from services.aggregator.intake import Intake
 from services.aggregator.labels import check_counts, check_label
 from services.aggregator.store import clients, participants, rounds, runs
+from services.aggregator.store.lineages import is_own_adapter
 from services.aggregator.store.situations import load_situation
 from services.aggregator.tasks import adapter_spec, directive, next_task
 
@@ -108,7 +109,9 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
                 # What a run makes is for those who take part in it.
                 clients.client_state(connection, client)
                 clients.check_not_evicted(connection, client)
-            is_known = rounds.is_global_adapter(connection, run, request.sha256)
+            is_known = rounds.is_global_adapter(connection, run, request.sha256) or is_own_adapter(
+                connection, run, request.sha256
+            )
         if not is_known:
             raise ResourceNotFound(f"{request.run} has no adapter {request.sha256}: poll for a task", name=request.run)
         async with self._federation.expulsions.transfer(client) if client is not None else nullcontext():

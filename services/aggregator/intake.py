@@ -116,9 +116,8 @@ class Intake:
         # Looked at once more: bytes of a round that has closed meanwhile should not be kept.
         self._admit(offer)
         for spec, file in zip(offer.header.artifacts, files, strict=True):
-            is_fisher = spec.kind == artifact_pb2.ARTIFACT_KIND_FISHER
             with disk_faults_named(file):
-                check_tensors(offer.header.client, file, admission.shapes, is_fisher=is_fisher)
+                check_tensors(offer.header.client, file, admission.shapes[spec.kind], spec.kind)
         for spec, file in zip(offer.header.artifacts, files, strict=True):
             self._federation.artifacts.adopt(file, spec.sha256)
         with self._federation.store.transaction() as connection:
@@ -178,15 +177,16 @@ async def _write(turn: Turn, frames: Frames, draft: UploadDraft) -> None:
 def _record(connection: Connection, offer: Offer) -> int:
     """In the one transaction that looks whether the round still takes it; returns how many updates there are."""
     if not admit(connection, offer).is_known:
-        digests = [spec.sha256 for spec in offer.header.artifacts]
+        digests = {spec.kind: spec.sha256 for spec in offer.header.artifacts}
         record_update(
             connection,
             offer.name,
             offer.client,
             example_count=offer.header.example_count,
             metrics=offer.header.metrics,
-            adapter_sha256=digests[0],
-            fisher_sha256=digests[1] if len(digests) > 1 else "",
+            adapter_sha256=digests[artifact_pb2.ARTIFACT_KIND_ADAPTER],
+            fisher_sha256=digests.get(artifact_pb2.ARTIFACT_KIND_FISHER, ""),
+            gram_sha256=digests.get(artifact_pb2.ARTIFACT_KIND_GRAM, ""),
         )
         rounds.announce_round(connection, offer.name, offer.client)
     return update_count(connection, offer.name)

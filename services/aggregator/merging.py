@@ -9,6 +9,7 @@ from safetensors.numpy import save
 
 from fednano.adapter_layout import initial_adapter
 from fednano.errors import TooFewUpdates
+from fednano.merge.gram import GramRefit, merge_gram
 from fednano.merge.krum import least_krum_updates, merge_krum
 from fednano.merge.ordered import median_trimmed_count, merge_trimmed, trimmed_count
 from fednano.merge.shares import FisherWeighting
@@ -36,8 +37,13 @@ def initial_content(config: pb.RunConfig) -> bytes:
     return content
 
 
-def merge_updates_of(parts: Sequence[Participation], artifacts: ArtifactStore) -> list[MergeUpdate]:
-    """The accepted updates, their files read again and found unchanged; raises ArtifactCorrupt."""
+def merge_updates_of(
+    parts: Sequence[Participation], artifacts: ArtifactStore, grams: Mapping[str, str]
+) -> list[MergeUpdate]:
+    """The accepted updates, their files read again and found unchanged; raises ArtifactCorrupt.
+
+    ``grams``: the digests of the Gram matrices that clients have given in any round, by client.
+    """
 
     def verified(part: Participation) -> MergeUpdate:
         return MergeUpdate(
@@ -45,6 +51,7 @@ def merge_updates_of(parts: Sequence[Participation], artifacts: ArtifactStore) -
             example_count=part.example_count,
             adapter=artifacts.verified_path(part.adapter_sha256),
             fisher=artifacts.verified_path(part.fisher_sha256) if part.fisher_sha256 else None,
+            gram=artifacts.verified_path(grams[part.name.client]) if part.name.client in grams else None,
         )
 
     return on_threads(verified, [part for part in parts if part.is_updated], STREAMING.threads)
@@ -59,6 +66,9 @@ def merged(updates: Sequence[MergeUpdate], base: Path, config: pb.RunConfig) -> 
     if len(updates) < needed:
         method = pb.Method.Name(config.method)
         raise TooFewUpdates(f"{method} needs {needed} updates or more, and {len(updates)} are left to merge")
+    if config.method == pb.METHOD_LOCAL:
+        # Each client goes on from its own: there is no other global adapter than the first.
+        return Merged(content=base.read_bytes(), client_metrics={}, round_metrics={})
     start_s = time.perf_counter()
     result = _merge(updates, base, config)
     shares = [part.share for part in result.parts.values()]
@@ -69,7 +79,8 @@ def merged(updates: Sequence[MergeUpdate], base: Path, config: pb.RunConfig) -> 
             # So many clients with equal shares would be as far from one client's rule as these are.
             "merge/effective_clients": 1.0 / sum(share * share for share in shares),
             "merge/seconds": time.perf_counter() - start_s,
-        },
+        }
+        | _fisher_metrics(result),
     )
 
 
@@ -82,17 +93,39 @@ def _merge(updates: Sequence[MergeUpdate], base: Path, config: pb.RunConfig) -> 
         is_median = config.method == pb.METHOD_MEDIAN
         dropped = median_trimmed_count(count) if is_median else trimmed_count(config.merge.trim_fraction, count)
         return merge_trimmed(updates, base, dropped=dropped, max_update_norm=limit)
-    fisher = config.fisher
-    weighting = FisherWeighting(
+    if config.method == pb.METHOD_FEDNANO_GRAM:
+        return merge_gram(updates, base, refit=_refit(config.gram), max_update_norm=limit)
+    return merge_weighted(updates, base, weighting=_weighting(config.fisher), max_update_norm=limit)
+
+
+def _weighting(fisher: pb.FisherConfig) -> FisherWeighting:
+    return FisherWeighting(
         normalize_l2=fisher.normalization == pb.FisherConfig.NORMALIZATION_L2,
+        by_rank=fisher.normalization == pb.FisherConfig.NORMALIZATION_RANK,
+        power=fisher.power or 1.0,
         floor=fisher.floor,
         max_share=fisher.max_share,
     )
-    return merge_weighted(updates, base, weighting=weighting, max_update_norm=limit)
+
+
+def _refit(gram: pb.GramConfig) -> GramRefit:
+    """What is not set is the refit's own."""
+    own = GramRefit()
+    return GramRefit(
+        step=gram.step if gram.HasField("step") else own.step,
+        damping=gram.damping if gram.HasField("damping") else own.damping,
+    )
+
+
+def _fisher_metrics(result: MergeResult) -> dict[str, float]:
+    """How far the merge is from a mean, parameter by parameter; nothing where F = 1."""
+    effective = result.effective_clients
+    return {} if effective is None else {"fisher/effective_clients": effective}
 
 
 def _client_metrics(part: ClientPart) -> dict[str, float]:
-    return {
+    mass = {} if part.fisher_share is None else {"fisher/share": part.fisher_share}
+    return mass | {
         "merge/share": part.share,
         "merge/update_norm": part.update_norm,
         "merge/clipped": float(part.is_clipped),

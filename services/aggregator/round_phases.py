@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from fednano.errors import TooFewClients
 from fednano.names import ClientName, RoundName
 from fednano.telemetry import get_logger
+from fednano.tracing import span
 from fednano.v1 import run_pb2 as pb
 from services.aggregator.heap import return_memory
 from services.aggregator.merging import initial_content, merge_updates_of, merged
@@ -16,6 +17,7 @@ from services.aggregator.run_context import RunContext
 from services.aggregator.second_attempt import SecondAttempt, merging
 from services.aggregator.selection import needed_clients, round_size, select_clients
 from services.aggregator.store import clients, rounds, runs
+from services.aggregator.store.lineages import gram_sha256s, start_from_own
 from services.aggregator.store.participants import participations, record_merge_metrics, update_count
 from services.aggregator.store.rounds import RoundHead
 from services.aggregator.store.standings import evaluation_standing, training_standing
@@ -89,6 +91,8 @@ class RoundPhases:
                 merged_sha256=base_sha256 if is_first else "",
                 deadline_s=time.time() + self._round_timeout_s,
             )
+            if self._config.method == pb.METHOD_LOCAL and not is_first:
+                start_from_own(connection, name, base_sha256)
             self._wait_no_more(connection)
         self._waits.forget()
         self._waits.begin(state_key(name, 1, state), self._round_timeout_s)
@@ -112,13 +116,15 @@ class RoundPhases:
         await asyncio.to_thread(return_memory)
         with self._context.store.transaction() as connection:
             parts = participations(connection, name)
+            grams = gram_sha256s(connection, name.run)
         if len(merging(parts)) < self._config.min_updates:
             # Clients were evicted after the round had enough.
             await self._try_again(head)
             return
-        updates = await asyncio.to_thread(merge_updates_of, parts, artifacts)
+        updates = await asyncio.to_thread(merge_updates_of, parts, artifacts, grams)
         base = await asyncio.to_thread(artifacts.verified_path, head.base_sha256)
-        result = await asyncio.to_thread(merged, updates, base, self._config)
+        with span("merge", round=str(name), updates=len(merging(parts))):
+            result = await asyncio.to_thread(merged, updates, base, self._config)
         sha256 = await asyncio.to_thread(artifacts.put, result.content)
         with self._context.store.transaction() as connection:
             is_stale = merging(participations(connection, name)) != merging(parts)

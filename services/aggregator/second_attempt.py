@@ -12,6 +12,7 @@ from fednano.v1 import run_pb2 as pb
 from services.aggregator.run_context import RunContext
 from services.aggregator.selection import select_replacements
 from services.aggregator.store import clients, rounds
+from services.aggregator.store.lineages import start_from_own
 from services.aggregator.store.participants import Participation, participations, update_count
 from services.aggregator.store.rounds import RoundHead
 from services.aggregator.waiting import Outlook, Waits, seconds, state_key
@@ -55,6 +56,8 @@ class SecondAttempt:
             number=name.number,
         )
         rounds.retry_round(connection, name, chosen, deadline_s=time.time() + timeout_s)
+        if self._config.method == pb.METHOD_LOCAL:
+            start_from_own(connection, name, head.base_sha256)
         self._waits.begin(state_key(name, 2, pb.Round.STATE_TRAINING), timeout_s)
         log.warning("trying_again", round=str(name), clients=chosen)
 

@@ -30,10 +30,18 @@ def next_task(situation: Situation, artifacts: ArtifactStore) -> pb.PollTaskResp
     timeout = Duration()
     timeout.FromMilliseconds(max(0, int(1000 * (newest.deadline_s - time.time()))))
     if _is_to_train(situation):
-        adapter = adapter_spec(artifacts.path(newest.base_sha256), newest.base_sha256)
-        return pb.PollTaskResponse(train=pb.TrainTask(round=str(newest.name), adapter=adapter, timeout=timeout))
+        sha256 = situation.own_base_sha256 or newest.base_sha256
+        task = pb.TrainTask(
+            round=str(newest.name),
+            adapter=adapter_spec(artifacts.path(sha256), sha256),
+            timeout=timeout,
+            artifacts=situation.artifact_kinds,
+        )
+        return pb.PollTaskResponse(train=task)
     if _is_to_evaluate(situation):
-        adapter = adapter_spec(artifacts.path(newest.merged_sha256), newest.merged_sha256)
+        is_alone = situation.own_base_sha256 and situation.own_adapter_sha256
+        sha256 = situation.own_adapter_sha256 if is_alone else newest.merged_sha256
+        adapter = adapter_spec(artifacts.path(sha256), sha256)
         return pb.PollTaskResponse(evaluate=pb.EvaluateTask(round=str(newest.name), adapter=adapter, timeout=timeout))
     return None
 

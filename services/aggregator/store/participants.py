@@ -32,6 +32,14 @@ class Participation:
     refusal: str
     adapter_sha256: str
     fisher_sha256: str
+    gram_sha256: str
+    # What it starts from where that is not the round's adapter but its own.
+    base_sha256: str
+
+    @property
+    def artifact_sha256s(self) -> list[str]:
+        """Of all that its accepted update holds, in the order of the header."""
+        return [sha256 for sha256 in (self.adapter_sha256, self.fisher_sha256, self.gram_sha256) if sha256]
 
     @property
     def is_updated(self) -> bool:
@@ -92,7 +100,8 @@ def record_update(
     example_count: int,
     metrics: Mapping[str, float],
     adapter_sha256: str,
-    fisher_sha256: str,
+    fisher_sha256: str = "",
+    gram_sha256: str = "",
 ) -> None:
     """Accepts an update that is whole, checked and on disk; its metrics become history."""
     said = {
@@ -101,6 +110,7 @@ def record_update(
         "metrics": kept_metrics(metrics),
         "adapter_sha256": adapter_sha256,
         "fisher_sha256": fisher_sha256,
+        "gram_sha256": gram_sha256,
         "refusal": "",
     }
     set_participation(connection, name, client, said)
@@ -213,4 +223,6 @@ def _from_row(row: "Row[tuple[object, ...]]") -> Participation:
         refusal=row.refusal,
         adapter_sha256=row.adapter_sha256,
         fisher_sha256=row.fisher_sha256,
+        gram_sha256=row.gram_sha256,
+        base_sha256=row.base_sha256,
     )

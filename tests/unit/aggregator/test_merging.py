@@ -1,10 +1,11 @@
 """The run's configuration decides how updates are merged, and each client's part in it is measured."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load
+from safetensors.numpy import load, save_file
 from update_files import write_base, write_update
 
 from fednano.adapter_layout import Float32Array, adapter_shapes
@@ -89,12 +90,25 @@ def test_each_clients_part_is_measured(tmp_path: Path) -> None:
     updates = write(tmp_path, [0.1, 0.0, 0.0, 10.0], [1.0, 1.0, 1.0, 1e6])
     result = merged(updates, write_base(tmp_path, constant(0.0)), run)
     assert dict(result.client_metrics["c0"]) == pytest.approx(
-        {"merge/share": 1 / 6, "merge/update_norm": 0.1 * 8**0.5, "merge/clipped": 0.0, "merge/capped": 0.0}
+        {
+            "fisher/share": pytest.approx(1e-6, rel=1e-4),
+            "merge/share": 1 / 6,
+            "merge/update_norm": 0.1 * 8**0.5,
+            "merge/clipped": 0.0,
+            "merge/capped": 0.0,
+        }
     )
     assert dict(result.client_metrics["c3"]) == pytest.approx(
-        {"merge/share": 0.5, "merge/update_norm": 10 * 8**0.5, "merge/clipped": 1.0, "merge/capped": 2.0}
+        {
+            "fisher/share": pytest.approx(1.0, rel=1e-4),
+            "merge/share": 0.5,
+            "merge/update_norm": 10 * 8**0.5,
+            "merge/clipped": 1.0,
+            "merge/capped": 2.0,
+        }
     )
     assert result.round_metrics["merge/effective_clients"] == pytest.approx(3.0)
+    assert result.round_metrics["fisher/effective_clients"] == pytest.approx(3.0)
     assert result.round_metrics["merge/seconds"] > 0
 
 
@@ -112,3 +126,38 @@ def test_the_initial_adapter_is_the_seeds() -> None:
     run = config()
     assert initial_content(run) == initial_content(run)
     assert {name: tensor.shape for name, tensor in load(initial_content(run)).items()} == dict(SHAPES)
+
+
+def test_alone_nothing_is_merged_and_the_first_adapter_stays(tmp_path: Path) -> None:
+    base = write_base(tmp_path, constant(0.0))
+    result = merged(write(tmp_path, [1.0, 3.0]), base, config(pb.METHOD_LOCAL))
+    assert result.content == base.read_bytes()
+
+
+def test_fisher_information_is_raised_and_shared_as_the_run_says(tmp_path: Path) -> None:
+    updates, run = write(tmp_path, [0.0, 12.0], [1.0, 4.0]), config()
+    run.fisher.max_share, run.fisher.power = 1.0, 0.5
+    assert up_of(tmp_path, updates, run) == pytest.approx(8.0)
+    run.fisher.normalization = pb.FisherConfig.NORMALIZATION_RANK
+    assert up_of(tmp_path, updates, run) == pytest.approx(6.0)
+
+
+def test_the_gram_weighted_merge_takes_the_runs_step_and_damping(tmp_path: Path) -> None:
+    updates, run = with_grams(tmp_path, [1.0, 1.0], [2.0, 6.0]), config(pb.METHOD_FEDNANO_GRAM)
+    run.gram.step = 0.0
+    assert up_of(tmp_path, updates, run) == pytest.approx(4.0)
+    run.gram.step, run.gram.damping = 1.0, 1e-6
+    assert up_of(tmp_path, updates, run) == pytest.approx(4.0, rel=1e-5)
+    uneven = with_grams(tmp_path, [1.0, 3.0], [2.0, 6.0])
+    assert up_of(tmp_path, uneven, run) == pytest.approx(5.0, rel=1e-5)
+
+
+def with_grams(folder: Path, grams: list[float], ups: list[float]) -> list[MergeUpdate]:
+    """The same down everywhere; each client's Gram matrix is that many times the identity."""
+    made = []
+    for k, (gram, up) in enumerate(zip(grams, ups, strict=True)):
+        adapter = {**constant(1.0), UP: np.full(SHAPES[UP], up, np.float32)}
+        half = (gram * np.eye(4, dtype=np.float32))[np.triu_indices(4)]
+        save_file({"image.gram": half}, folder / f"g{k}.gram")
+        made.append(replace(write_update(folder, f"g{k}", adapter), gram=folder / f"g{k}.gram"))
+    return made

@@ -39,13 +39,18 @@ def changed(changes: dict[str, object]) -> pb.RunConfig:
 
 
 @pytest.mark.parametrize("method", SUPPORTED)
-def test_every_method_that_is_built_is_accepted(method: "pb.Method.ValueType") -> None:
-    check_config(changed({"method": method}))
+def test_every_method_of_the_contract_is_built_and_accepted(method: "pb.Method.ValueType") -> None:
+    alone = {"clients_per_round": 1, "min_updates": 1} if method == pb.METHOD_CENTRALIZED else {}
+    check_config(changed({"method": method, **alone}))
 
 
-@pytest.mark.parametrize("method", [pb.METHOD_FEDPROX, 999])
+def test_no_method_of_the_contract_is_missing() -> None:
+    assert set(SUPPORTED) == set(pb.Method.values()) - {pb.METHOD_UNSPECIFIED}
+
+
+@pytest.mark.parametrize("method", [998, 999])
 def test_a_method_that_is_not_built_is_refused_with_those_that_are(method: "pb.Method.ValueType") -> None:
-    with pytest.raises(Unsupported, match=r"METHOD_FEDNANO, METHOD_FEDAVG, .*METHOD_KRUM"):
+    with pytest.raises(Unsupported, match=r"METHOD_FEDNANO, .*METHOD_FEDAVG, .*METHOD_KRUM"):
         check_config(changed({"method": method}))
 
 

@@ -12,6 +12,9 @@ from safetensors.numpy import save_file
 
 from fednano.adapter_layout import adapter_shapes
 from fednano.errors import UpdateInvalid
+from fednano.v1.artifact_pb2 import ARTIFACT_KIND_ADAPTER as ADAPTER
+from fednano.v1.artifact_pb2 import ARTIFACT_KIND_FISHER as FISHER
+from fednano.v1.artifact_pb2 import ARTIFACT_KIND_GRAM as GRAM
 from services.aggregator.update_check import HEADER_BYTES, check_base, check_tensors, max_file_bytes
 
 CLIENT = "runs/r/clients/a"
@@ -27,7 +30,7 @@ def tensors(**replaced: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 def refusal(path: Path, *, is_fisher: bool = False) -> str:
     with pytest.raises(UpdateInvalid) as refused:
-        check_tensors(CLIENT, path, SHAPES, is_fisher=is_fisher)
+        check_tensors(CLIENT, path, SHAPES, FISHER if is_fisher else ADAPTER)
     assert refused.value.message.startswith(CLIENT)
     return refused.value.message
 
@@ -40,7 +43,7 @@ def refusal_of(folder: Path, content: Mapping[str, NDArray[Any]], *, is_fisher: 
 @pytest.mark.parametrize("is_fisher", [False, True])
 def test_a_sound_file_is_accepted(tmp_path: Path, is_fisher: bool) -> None:
     save_file(tensors(), tmp_path / "update", metadata={"format": "np"})
-    check_tensors(CLIENT, tmp_path / "update", SHAPES, is_fisher=is_fisher)
+    check_tensors(CLIENT, tmp_path / "update", SHAPES, FISHER if is_fisher else ADAPTER)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -57,19 +60,19 @@ def test_a_value_in_a_later_block_is_checked_too(tmp_path: Path) -> None:
     sound[UP][-1] = np.nan
     save_file(sound, tmp_path / "update")
     with pytest.raises(UpdateInvalid, match="not finite"):
-        check_tensors(CLIENT, tmp_path / "update", shapes, is_fisher=False)
+        check_tensors(CLIENT, tmp_path / "update", shapes, ADAPTER)
 
 
 def test_negative_fisher_is_refused_and_a_negative_weight_is_not(tmp_path: Path) -> None:
     negative = tensors(down=np.full((2, 8), -1e-30, np.float32))
     assert f"Fisher information {DOWN} has a negative value" in refusal_of(tmp_path, negative, is_fisher=True)
-    check_tensors(CLIENT, tmp_path / "update", SHAPES, is_fisher=False)
+    check_tensors(CLIENT, tmp_path / "update", SHAPES, ADAPTER)
 
 
 @pytest.mark.parametrize("value", [np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal, 0.0, -0.0])
 def test_the_ends_of_float32_are_numbers_as_any_other(tmp_path: Path, value: float) -> None:
     save_file(tensors(up=np.full((8, 2), value, np.float32)), tmp_path / "update")
-    check_tensors(CLIENT, tmp_path / "update", SHAPES, is_fisher=True)
+    check_tensors(CLIENT, tmp_path / "update", SHAPES, FISHER)
 
 
 def test_another_rank_is_said_in_words(tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ ONES = np.ones(32, np.float32).tobytes()
 
 
 def test_the_crafted_file_itself_is_sound(tmp_path: Path) -> None:
-    check_tensors(CLIENT, write(tmp_path / "update", GOOD_HEADER, ONES), SHAPES, is_fisher=True)
+    check_tensors(CLIENT, write(tmp_path / "update", GOOD_HEADER, ONES), SHAPES, FISHER)
 
 
 def test_tensors_in_another_order_in_the_file_are_read_from_their_places(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ def test_of_a_name_given_twice_nothing_unchecked_is_merged(tmp_path: Path) -> No
 
 def test_metadata_is_bounded(tmp_path: Path) -> None:
     fitting = GOOD_HEADER | {"__metadata__": {"note": "x" * 1000}}
-    check_tensors(CLIENT, write(tmp_path / "update", fitting, ONES), SHAPES, is_fisher=False)
+    check_tensors(CLIENT, write(tmp_path / "update", fitting, ONES), SHAPES, ADAPTER)
     huge = GOOD_HEADER | {"__metadata__": {"note": "x" * HEADER_BYTES}}
     assert f"{HEADER_BYTES} are allowed" in refusal(write(tmp_path / "update", huge, ONES))
 
@@ -171,3 +174,29 @@ def test_another_base_adapter_is_refused_with_both_digests() -> None:
     for announced, said in (("abd", "abd"), ("", "none")):
         with pytest.raises(UpdateInvalid, match=f"starts from adapter {said}, but the round's is abc"):
             check_base(CLIENT, announced, "abc")
+
+
+def gram_file(path: Path, half: list[float]) -> Path:
+    save_file({"image.gram": np.array(half, np.float32)}, path)
+    return path
+
+
+def test_a_gram_matrix_that_can_be_one_is_accepted(tmp_path: Path) -> None:
+    for half in ([2.0, 1.0, 0.5], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1e-30, 0.0, 1e30]):
+        check_tensors(CLIENT, gram_file(tmp_path / "gram", half), {"image.gram": (3,)}, GRAM)
+
+
+@pytest.mark.parametrize("half", [[1.0, 2.0, 1.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+def test_a_gram_matrix_that_cannot_be_one_is_refused_by_name(tmp_path: Path, half: list[float]) -> None:
+    with pytest.raises(UpdateInvalid, match=r"Gram matrices image\.gram is not positive semi-definite"):
+        check_tensors(CLIENT, gram_file(tmp_path / "gram", half), {"image.gram": (3,)}, GRAM)
+
+
+def test_a_low_rank_gram_needs_a_diagonal_that_is_not_negative(tmp_path: Path) -> None:
+    shapes = {"image.gram.diagonal": (2,), "image.gram.factor": (2, 1)}
+    tensors = {"image.gram.factor": np.ones((2, 1), np.float32), "image.gram.diagonal": np.ones(2, np.float32)}
+    save_file(tensors, tmp_path / "gram")
+    check_tensors(CLIENT, tmp_path / "gram", shapes, GRAM)
+    save_file({**tensors, "image.gram.diagonal": -tensors["image.gram.diagonal"]}, tmp_path / "gram")
+    with pytest.raises(UpdateInvalid, match="negative"):
+        check_tensors(CLIENT, tmp_path / "gram", shapes, GRAM)
