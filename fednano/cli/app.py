@@ -15,6 +15,7 @@ from fednano.cli import (
     create_command,
     data_commands,
     examples_command,
+    params_command,
     round_commands,
     run_commands,
 )
@@ -40,6 +41,7 @@ app.add_typer(certs_commands.app, name="certs")
 app.add_typer(examples_command.app, name="examples")
 app.add_typer(data_commands.app, name="data")
 operator_command(app, "status")(status)
+params_command.register(app)
 
 
 @app.command()

@@ -1,0 +1,27 @@
+import json
+
+from typer.testing import CliRunner
+
+from fednano.cli.app import app
+
+runner = CliRunner()
+
+
+def test_the_paper_s_accounting_is_printed_as_json() -> None:
+    result = runner.invoke(app, ["params", "--preset", "llava-1.5-7b", "--rank", "64", "--json"])
+    paper = json.loads(result.stdout)["paper"]
+    printed = [paper[name] for name in ("client", "clientPercent", "upload", "uploadPercent")]
+    assert printed == ["304.55 M", "4.30 %", "1.05 M", "0.01 %"]
+
+
+def test_tables_name_every_part() -> None:
+    result = runner.invoke(app, ["params"])
+    assert result.exit_code == 0
+    for words in ("304.55 M = 4.30 %", "token embedding", "round fisher up", "server passes"):
+        assert words in result.stdout
+
+
+def test_an_unknown_preset_names_those_there_are() -> None:
+    result = runner.invoke(app, ["params", "--preset", "gpt"])
+    assert result.exit_code == 2
+    assert "llava-1.5-7b, llava-1.5-13b" in result.stderr
