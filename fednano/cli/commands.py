@@ -18,6 +18,7 @@ from fednano.config import Security
 from fednano.errors import SettingsInvalid
 from fednano.rpc.channels import open_channel
 from fednano.rpc.ops_channel import open_ops_channel
+from fednano.rpc.peer_channel import refuse_revoked
 from fednano.security.files import read_bytes
 
 CALL_PATIENCE_S = 10.0
@@ -56,6 +57,10 @@ class Command:
     ] = None
     # By its variable alone: everybody on a machine sees arguments.
     token: Annotated[str, typer.Option(envvar="FEDNANO_TOKEN", hidden=True)] = ""
+    tls_crl: Annotated[
+        Path | None,
+        typer.Option(envvar="FEDNANO_TLS_CRL", help="PEM file of the revoked certificates.", rich_help_panel=PANEL),
+    ] = None
     timeout_s: Annotated[
         float | None,
         typer.Option(
@@ -80,7 +85,13 @@ class Command:
         missing = [flag for flag, path in files.items() if path is None]
         if missing and not self.insecure:
             raise SettingsInvalid(f"give {', '.join(missing)}, or --insecure for plaintext on one trusted machine")
-        return Security(insecure=self.insecure, tls_ca=self.tls_ca, tls_cert=self.tls_cert, tls_key=self.tls_key)
+        return Security(
+            insecure=self.insecure,
+            tls_ca=self.tls_ca,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+            tls_crl=self.tls_crl,
+        )
 
     def patience_s(self, default_s: float = CALL_PATIENCE_S) -> float:
         return default_s if self.timeout_s is None else self.timeout_s
@@ -102,6 +113,7 @@ class Command:
         check_address(self.aggregator, "--aggregator")
         async with self.aggregator_channel() as channel:
             peer = f"the aggregator at {self.aggregator}"
+            await refuse_revoked(channel, peer)
             yield Operator(channel=channel, peer=peer, patience_s=self.patience_s(patience_s))
 
 

@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 from fednano.cli.commands import check_address
-from fednano.cli.operator import explained
+from fednano.cli.operator import call_peer
 from fednano.cli.run_config import ConfigFlags
 from fednano.config import Security
-from fednano.errors import NoProgress, PeerUnavailable, SettingsInvalid
+from fednano.errors import SettingsInvalid
 from fednano.model.manifest import read_manifest, resolve_model
 from fednano.rpc.channels import open_channel
-from fednano.rpc.retry import call_with_retry
 from fednano.v1 import split_service_pb2, split_service_pb2_grpc
 
 CALL_TIMEOUT_S = 10.0
@@ -25,10 +24,7 @@ async def ask_server(address: str, security: Security, patience_s: float) -> spl
         async def call() -> split_service_pb2.GetModelResponse:
             return await stub.GetModel(split_service_pb2.GetModelRequest(), timeout=CALL_TIMEOUT_S)
 
-        try:
-            return (await call_with_retry(call, peer=peer, what="GetModel", give_up_after_s=patience_s)).model
-        except (PeerUnavailable, NoProgress) as error:
-            raise explained(error, peer) from None
+        return (await call_peer(call, channel, peer=peer, what="GetModel", patience_s=patience_s)).model
 
 
 def with_folder(flags: ConfigFlags, model: str) -> ConfigFlags:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import grpc.aio
 
 from fednano.cli.follow import ENDED, Stream, events_until_end
-from fednano.errors import NoProgress, PeerUnavailable, StreamMalformed, WireError
+from fednano.errors import FednanoError, NoProgress, PeerUnavailable, StreamMalformed, WireError
+from fednano.rpc.peer_channel import why_untrusted
 from fednano.rpc.retry import call_with_retry
 from fednano.v1 import enrollment_service_pb2, run_pb2, run_service_pb2, run_service_pb2_grpc
 from fednano.v1.enrollment_service_pb2_grpc import EnrollmentServiceStub
@@ -185,10 +186,23 @@ class Operator:
                 return
 
     async def _call(self, what: str, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
-        try:
-            return await call_with_retry(call, peer=self.peer, what=what, give_up_after_s=self.patience_s)
-        except (PeerUnavailable, NoProgress) as error:
-            raise explained(error, self.peer) from None
+        return await call_peer(call, self.channel, peer=self.peer, what=what, patience_s=self.patience_s)
+
+
+async def call_peer(
+    call: Callable[[], Awaitable[ResultT]], channel: grpc.aio.Channel, *, peer: str, what: str, patience_s: float
+) -> ResultT:
+    """The result of an idempotent call. Certificates that will not do end it at once: a person waits."""
+
+    async def doubt() -> FednanoError | None:
+        return await why_untrusted(channel, peer, only_sure=True)
+
+    try:
+        return await call_with_retry(call, peer=peer, what=what, give_up_after_s=patience_s, doubt=doubt)
+    except (PeerUnavailable, NoProgress) as error:
+        # What the peer said itself has no code.
+        untrusted = await why_untrusted(channel, peer) if "code" in error.facts else None
+        raise untrusted or explained(error, peer) from None
 
 
 def explained(error: WireError, peer: str) -> WireError:

@@ -15,6 +15,7 @@ from fednano.cli.output import last, words
 from fednano.errors import SettingsInvalid
 from fednano.rpc.channels import HEALTH_CHECK, open_channel
 from fednano.rpc.interceptor import VERSION_KEY
+from fednano.rpc.peer_channel import why_untrusted
 from fednano.v1 import run_pb2
 
 SERVICES = {
@@ -73,7 +74,8 @@ async def _health(command: Command, peer: str, address: str, service: str) -> He
         except grpc.aio.AioRpcError as error:
             unknown = error.code() is grpc.StatusCode.NOT_FOUND
             said = "SERVICE_UNKNOWN" if unknown else "UNREACHABLE"
-            why = f"{error.code().name} {error.details()}"
+            untrusted = await why_untrusted(channel, f"{peer} at {address}")
+            why = untrusted.message if untrusted else f"{error.code().name} {error.details()}"
             return Health(peer=peer, address=address, service=service, status=said, why=why)
     said = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     version = str(facts.get(VERSION_KEY, ""))

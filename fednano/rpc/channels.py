@@ -8,9 +8,10 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from fednano.config import Security
-from fednano.errors import PeerUnavailable, WireError
-from fednano.rpc.peer_channel import PeerChannel
+from fednano.errors import PeerUnavailable, Unauthenticated, WireError
+from fednano.rpc.peer_channel import PeerChannel, refuse_revoked, why_untrusted
 from fednano.rpc.retry import call_once
+from fednano.rpc.server_files import revocation_list
 from fednano.security.pem_files import PemFiles
 
 FIRST_PAUSE_S = 0.1
@@ -42,18 +43,25 @@ def open_channel(address: str, security: Security) -> PeerChannel:
     An address such as ``dns:///name:port`` is all the addresses that the name has. Raises SettingsInvalid where the
     certificate files are wrong; those that are renewed later are taken for the calls that follow.
     """
+    # Only to see at once whether it can be read.
+    revocation_list(security)
     options = CHANNEL_OPTIONS + (NAME_OPTIONS if address.startswith("dns:") else [])
     return PeerChannel(address, security, options, None if security.insecure else PemFiles(security))
 
 
 async def wait_until_serving(channel: grpc.aio.Channel, service: str, peer: str, timeout_s: float) -> None:
-    """Returns once the peer's health is SERVING for ``service``; raises PeerUnavailable after ``timeout_s``."""
+    """Returns once the peer's health is SERVING for ``service``.
+
+    Raises PeerUnavailable after ``timeout_s``, with the reason that TLS gave where it was that, and Unauthenticated at
+    once where the peer wants nobody with this certificate, or PeerUntrusted where the peer's own is revoked.
+    """
     check = channel.unary_unary(
         HEALTH_CHECK,
         request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
     request = health_pb2.HealthCheckRequest(service=service)
+    await refuse_revoked(channel, peer)
     deadline = time.monotonic() + timeout_s
     last, pause_s = "no answer", FIRST_PAUSE_S
     while time.monotonic() < deadline:
@@ -62,10 +70,15 @@ async def wait_until_serving(channel: grpc.aio.Channel, service: str, peer: str,
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return
             last = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        except Unauthenticated:
+            raise
         except WireError as error:
             last = error.message.removeprefix(f"{peer}: ")
         await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+    untrusted = await why_untrusted(channel, peer)
+    if untrusted is not None:
+        raise PeerUnavailable(untrusted.message, **untrusted.facts)
     raise PeerUnavailable(
         f"{peer} does not serve {service} after {timeout_s:g} s ({last}); is it started, is the address right?",
         peer=peer,

@@ -1,6 +1,8 @@
 """A channel that shows its newest certificate: where the files have changed, new calls go over a new connection."""
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -9,7 +11,14 @@ import grpc
 import grpc.aio
 
 from fednano.config import Security
+from fednano.errors import PeerUntrusted
+from fednano.rpc.diagnosis import REVOKED, diagnose
 from fednano.security.pem_files import PemFiles
+from fednano.telemetry import get_logger
+
+log = get_logger("rpc")
+# A connection that keeps failing is looked into, and told of, at most so often.
+DOUBT_INTERVAL_S = 30.0
 
 Options = list[tuple[str, Any]]
 
@@ -28,6 +37,8 @@ class PeerChannel(grpc.aio.Channel):
         self._files = files
         self._connection = self._connect()
         self._left: list[_Connection] = []
+        self._doubt: asyncio.Task[None] | None = None
+        self._doubted_s = -math.inf
 
     def unary_unary(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, *_: Any, **__: Any
@@ -50,6 +61,8 @@ class PeerChannel(grpc.aio.Channel):
         return _Method(self._method("stream_stream", method, (request_serializer, response_deserializer)))
 
     async def close(self, grace: float | None = None) -> None:
+        if self._doubt is not None:
+            self._doubt.cancel()
         for connection in (*self._left, self._connection):
             await connection.close(grace)
 
@@ -86,10 +99,49 @@ class PeerChannel(grpc.aio.Channel):
 
     def _connect(self) -> "_Connection":
         if self._files is None:
-            return _Connection(grpc.aio.insecure_channel(self.address, options=self._options))
+            channel = grpc.aio.insecure_channel(self.address, options=self._options)
+            return _Connection(channel, self._look_into_failure)
         found = self._files.current
         credentials = grpc.ssl_channel_credentials(found.authority_pem, found.key_pem, found.chain_pem)
-        return _Connection(grpc.aio.secure_channel(self.address, credentials, options=self._options))
+        channel = grpc.aio.secure_channel(self.address, credentials, options=self._options)
+        return _Connection(channel, self._look_into_failure)
+
+    def _look_into_failure(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._doubted_s >= DOUBT_INTERVAL_S:
+            self._doubted_s = now_s
+            self._doubt = asyncio.get_running_loop().create_task(self._tell_why())
+
+    async def _tell_why(self) -> None:
+        found = await asyncio.to_thread(diagnose, self.address, self.security)
+        if found is not None:
+            log.warning("connection_fails", peer=self.address, fault=found.fault, why=found.words)
+
+
+async def why_untrusted(channel: grpc.aio.Channel, peer: str, *, only_sure: bool = False) -> PeerUntrusted | None:
+    """What of TLS, or of plaintext, keeps a channel of ours from its peer; None where it is something else.
+
+    ``only_sure`` leaves out what a peer that is just being stopped would look like.
+    """
+    if not isinstance(channel, PeerChannel):
+        return None
+    found = await asyncio.to_thread(diagnose, channel.address, channel.security)
+    if found is None or (only_sure and not found.is_sure):
+        return None
+    return PeerUntrusted(f"{peer}: {found.words}", peer=peer, fault=found.fault)
+
+
+async def refuse_revoked(channel: grpc.aio.Channel, peer: str) -> None:
+    """Raises PeerUntrusted where the peer shows a certificate that --tls-crl names, if that was given.
+
+    gRPC's Python does not tell callers whom they are connected to, so this looks at a connection of its own: it finds
+    a peer whose certificate was revoked, and not one who shows another certificate the next time.
+    """
+    if not isinstance(channel, PeerChannel) or channel.security.tls_crl is None:
+        return
+    found = await why_untrusted(channel, peer)
+    if found is not None and found.facts["fault"] == REVOKED:
+        raise found
 
 
 class _Method:
@@ -121,10 +173,14 @@ class _Method:
 
 
 class _Connection:
-    """One channel of gRPC's, and how many calls are open on it. Once left, it closes after the last one."""
+    """One channel of gRPC's, and how many calls are open on it. Once left, it closes after the last one.
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    ``note_failure`` is told where a call ends on a channel that cannot connect.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, note_failure: Callable[[], None]) -> None:
         self.channel = channel
+        self._note_failure = note_failure
         self._methods: dict[tuple[str, str], Any] = {}
         self._open_calls = 0
         self._is_left = False
@@ -156,6 +212,8 @@ class _Connection:
 
     def _note_end(self, _: object) -> None:
         self._open_calls -= 1
+        if not self._is_left and self.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            self._note_failure()
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:

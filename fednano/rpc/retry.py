@@ -7,7 +7,7 @@ from typing import TypeVar
 import grpc.aio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from fednano.errors import PeerUnavailable, ServerBusy, WireError
+from fednano.errors import FednanoError, PeerUnavailable, ServerBusy, WireError
 from fednano.rpc.status import from_rpc_error
 from fednano.telemetry import get_logger
 
@@ -26,14 +26,22 @@ async def call_with_retry(
     what: str,
     give_up_after_s: float,
     before_retry: Callable[[], None] | None = None,
+    doubt: Callable[[], Awaitable[FednanoError | None]] | None = None,
 ) -> ResultT:
     """The result of ``call``, made anew after each retryable failure until ``give_up_after_s`` seconds have passed.
 
     ``call`` must be idempotent. Raises the last failure as a WireError. What is waited for is logged once an attempt.
+    ``doubt`` is asked where the peer cannot be reached: an error that it knows is raised at once, in place of waiting.
     """
 
     async def attempt() -> ResultT:
-        return await call_once(call, peer=peer)
+        try:
+            return await call_once(call, peer=peer)
+        except PeerUnavailable:
+            known = await doubt() if doubt is not None else None
+            if known is None:
+                raise
+        raise known
 
     def say(state: RetryCallState) -> None:
         if before_retry is not None:

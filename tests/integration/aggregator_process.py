@@ -48,9 +48,11 @@ def run_config(
 class AggregatorProcess:
     """``python -m services.aggregator`` on one port and one state folder, started as often as it is killed."""
 
-    def __init__(self, state: Path, *flags: str) -> None:
-        self._state, self._flags = state, flags
-        self._listen = "127.0.0.1:0"
+    def __init__(
+        self, state: Path, *flags: str, transport: Sequence[str] = ("--insecure",), listen: str = "127.0.0.1:0"
+    ) -> None:
+        self._state, self._flags = state, (*transport, *flags)
+        self._listen = listen
         self._ready = state.parent / "ready"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -66,7 +68,7 @@ class AggregatorProcess:
     def _spawn(self) -> None:
         self._ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "services.aggregator", "--state", str(self._state), "--listen", self._listen]
-        command += ["--insecure", "--ready-file", str(self._ready), "--lease-s", "3", *self._flags]
+        command += ["--ready-file", str(self._ready), "--lease-s", "3", *self._flags]
         with self._state.with_suffix(".log").open("ab") as log:
             self._process = subprocess.Popen(command, stderr=log)
 
