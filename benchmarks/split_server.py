@@ -14,18 +14,22 @@ from fednano.config import Security
 from fednano.model.manifest import Manifest, language_digest, resolve_model, write_manifest
 
 REPOSITORY = Path(__file__).parent.parent
-READY_TIMEOUT_S = 120.0
+# A large model's digest alone takes a while.
+READY_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 20.0
 PLAINTEXT = Security(insecure=True)
 # Layers, width, inner width, heads, words.
 SIZES = {
+    "tiny": (2, 64, 96, 4, 50),
     "5M": (5, 256, 704, 8, 2000),
     "30M": (8, 512, 1408, 8, 4000),
     "110M": (12, 768, 2048, 12, 16000),
+    # The language half of LLaVA-1.5-7B.
+    "7B": (32, 4096, 11008, 32, 32064),
 }
 
 
-def model_folder(name: str, folder: Path) -> Path:
+def model_folder(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """The preset's folder, or a new one with a Llama of random weights of about so many parameters."""
     if name not in SIZES:
         return resolve_model(name)
@@ -41,7 +45,7 @@ def model_folder(name: str, folder: Path) -> Path:
         max_position_embeddings=1024,
     )
     half = folder / "server"
-    AutoModelForCausalLM.from_config(config).save_pretrained(half)
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(half)
     manifest = Manifest(model=name, family="llama", digest=language_digest(half), hidden_size=width, vocab_size=words)
     write_manifest(manifest, half)
     return folder
