@@ -1,39 +1,35 @@
-"""A certificate authority and one certificate for 127.0.0.1, made anew by the openssl command for a measurement."""
+"""A certificate authority of our own for a measurement, and certificates for 127.0.0.1."""
 
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-EXTENSIONS = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"
-NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+from fednano.security.authority import create_authority, holder_folder, open_authority
+from fednano.security.certificates import Subject
+from fednano.security.identity import Role
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certificates:
-    """PEM files. The one certificate serves both ends."""
+    """PEM files. The certificate is the aggregator's, which is good for both ends where nobody asks for a role."""
 
     authority: Path
     certificate: Path
     key: Path
 
-
-def absent() -> str:
-    """Why there can be no certificates; empty where there can be."""
-    return "" if shutil.which("openssl") else "the openssl command is not here"
+    def of(self, role: Role, holder_id: str) -> Self:
+        """The same for somebody else."""
+        folder = holder_folder(self.authority.parent, role, holder_id)
+        if not folder.exists():
+            open_authority(self.authority.parent).issue(Subject(role=role, id=holder_id))
+        return type(self)(authority=self.authority, certificate=folder / "tls.crt", key=folder / "tls.key")
 
 
 def make_certificates(folder: Path) -> Certificates:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "extensions").write_text(EXTENSIONS)
-    _openssl(
-        folder, "req", "-x509", *NEW_KEY, "-subj", "/CN=benchmark authority", "-keyout", "ca.key", "-out", "ca.pem"
-    )
-    _openssl(folder, "req", *NEW_KEY[:-2], "-subj", "/CN=localhost", "-keyout", "end.key", "-out", "end.csr")
-    signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "extensions")
-    _openssl(folder, "x509", "-req", "-in", "end.csr", *signing, "-out", "end.pem")
+    authority, _ = create_authority(folder)
+    made = authority.issue(Subject(role=Role.AGGREGATOR, id="aggregator"))
+    # By these names the contestants look for them.
+    for source, name in ((folder / "ca.crt", "ca.pem"), (made / "tls.crt", "end.pem"), (made / "tls.key", "end.key")):
+        shutil.copy(source, folder / name)
     return Certificates(authority=folder / "ca.pem", certificate=folder / "end.pem", key=folder / "end.key")
-
-
-def _openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)  # noqa: S607

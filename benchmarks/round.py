@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import certificates, round_floor, round_flower, round_ours
+from benchmarks import round_floor, round_flower, round_ours
 from benchmarks.certificates import Certificates, make_certificates
 from benchmarks.round_arena import Arena, ContestantFailed, Figures
 from benchmarks.round_report import Standing, as_json, conditions_line, print_table
@@ -123,9 +123,6 @@ def main() -> int:
     for name, reason in absent.items():
         _say(f"without {name}: {reason}")
     secure = {"both": (False, True), "plaintext": (False,), "tls": (True,)}[given.transport]
-    if any(secure) and (reason := certificates.absent()):
-        _say(f"without TLS: {reason}")
-        secure = (False,)
     contestants = [one for one in wanted if one.name not in absent]
     runs = race(contestants, rounds=given.rounds, clients=given.clients, repeats=given.repeats, secure=secure)
     standings = _standings(contestants, runs)

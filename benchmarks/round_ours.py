@@ -11,6 +11,7 @@ from benchmarks.round_arena import Arena
 from benchmarks.round_payload import HIDDEN_SIZE, MODALITIES, RANK
 from fednano.config import Security
 from fednano.rpc.channels import open_channel
+from fednano.security.identity import Role
 from fednano.v1 import run_pb2, run_service_pb2
 from fednano.v1.run_service_pb2_grpc import RunServiceStub
 
@@ -25,7 +26,8 @@ def absent() -> str:
 def start(arena: Arena) -> None:
     """The aggregator, a run, and the run's clients."""
     address = start_aggregator(arena)
-    asyncio.run(create_run(address, security_of(arena.certificates), run_config(arena.clients, arena.total_rounds)))
+    security = security_of(arena.certificates, Role.OPERATOR, "ada")
+    asyncio.run(create_run(address, security, run_config(arena.clients, arena.total_rounds)))
     for client in range(arena.clients):
         place: tuple[str | Path, ...] = (
             "--address",
@@ -38,7 +40,7 @@ def start(arena: Arena) -> None:
             str(client),
         )
         command = (sys.executable, "-m", "benchmarks.round_ours_client", *place)
-        arena.spawn([*command, *security_flags(arena.certificates)])
+        arena.spawn([*command, *security_flags(arena.certificates, Role.CLIENT, f"client-{client}")])
 
 
 def start_aggregator(arena: Arena, *flags: str) -> str:
@@ -53,20 +55,22 @@ def start_aggregator(arena: Arena, *flags: str) -> str:
         ready,
     )
     command = (sys.executable, "-m", "services.aggregator", *place, *flags)
-    arena.spawn([*command, *security_flags(arena.certificates)], is_server=True)
+    arena.spawn([*command, *security_flags(arena.certificates, Role.AGGREGATOR, "aggregator")], is_server=True)
     return arena.wait_for_file(ready)
 
 
-def security_flags(certificates: Certificates | None) -> list[str | Path]:
+def security_flags(certificates: Certificates | None, role: Role, holder_id: str) -> list[str | Path]:
     if certificates is None:
         return ["--insecure"]
-    return ["--tls-ca", certificates.authority, "--tls-cert", certificates.certificate, "--tls-key", certificates.key]
+    own = certificates.of(role, holder_id)
+    return ["--tls-ca", own.authority, "--tls-cert", own.certificate, "--tls-key", own.key]
 
 
-def security_of(certificates: Certificates | None) -> Security:
+def security_of(certificates: Certificates | None, role: Role, holder_id: str) -> Security:
     if certificates is None:
         return Security(insecure=True)
-    return Security(tls_ca=certificates.authority, tls_cert=certificates.certificate, tls_key=certificates.key)
+    own = certificates.of(role, holder_id)
+    return Security(tls_ca=own.authority, tls_cert=own.certificate, tls_key=own.key)
 
 
 def run_config(clients: int, rounds: int) -> run_pb2.RunConfig:
