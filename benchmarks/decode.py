@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,6 +71,8 @@ async def measure(
     """For each batch size ours against generate, then so many clients together against one after the other."""
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
+        # One thread for each client: the loop's own pool has fewer.
+        threads = stack.enter_context(ThreadPoolExecutor(clients))
         team = []
         for _ in range(clients):
             channel = await stack.enter_async_context(open_channel(address, PLAINTEXT))
@@ -83,16 +86,10 @@ async def measure(
             }
             results.append((size, await asyncio.to_thread(race, pair, repeats)))
         own = [[prompt] for prompt in whole.prompts(clients, PROMPT_TOKENS, seed=1)]
-
-        async def all_together() -> Answers:
-            works = (
-                asyncio.to_thread(client.answers, prompts, new_tokens)
-                for client, prompts in zip(team, own, strict=True)
-            )
-            return [answers[0] for answers in await asyncio.gather(*works)]
-
         both: dict[str, Contestant] = {
-            "together": lambda: asyncio.run_coroutine_threadsafe(all_together(), loop).result(),
+            "together": lambda: [
+                answers[0] for answers in threads.map(lambda one, mine: one.answers(mine, new_tokens), team, own)
+            ],
             "one by one": lambda: [
                 client.answers(prompts, new_tokens)[0] for client, prompts in zip(team, own, strict=True)
             ],

@@ -28,19 +28,20 @@ class CacheMemory:
         finally:
             room.resize(0)
 
-    def change(self, positions: int) -> None:
-        """Takes room for so many positions more, or gives it back where the number is negative.
+    def resize(self, held: int, wanted: int) -> None:
+        """A stream's room, from so many positions to so many.
 
-        Raises ServerBusy where it is not there, except for the only stream: otherwise that would never get any.
+        Raises ServerBusy where there is not so much, except for the only stream: otherwise it would never be served.
         """
-        size_bytes = positions * self._position_bytes
-        if not self._graphs.set_aside(size_bytes, anyway=not self.held_bytes):
+        more_bytes = (wanted - held) * self._position_bytes
+        is_only = self.held_bytes == held * self._position_bytes
+        if not self._graphs.set_aside(more_bytes, anyway=is_only):
             message = (
-                f"decoding holds {self.held_bytes} bytes of caches, and {size_bytes} more do not fit: "
+                f"decoding holds {self.held_bytes} bytes of caches, and {more_bytes} more do not fit: "
                 "decode fewer answers at a time, or try again in a moment"
             )
             raise ServerBusy(message, retry_after_s=RETRY_AFTER_S)
-        self.held_bytes += size_bytes
+        self.held_bytes += more_bytes
 
 
 class StreamRoom:
@@ -52,5 +53,5 @@ class StreamRoom:
 
     def resize(self, positions: int) -> None:
         """Before the buffers change. Raises ServerBusy where there is no room; then the stream holds what it held."""
-        self._memory.change(positions - self._positions)
+        self._memory.resize(self._positions, positions)
         self._positions = positions

@@ -118,7 +118,7 @@ class Scheduler:
         start_s, decoders = self._now_s(), [member for member in members if isinstance(member, DecodeRequest)]
         await self._dispatch.run(members)
         if decoders:
-            self._turns.passed(self._now_s() - start_s)
+            self._turns.passed(start_s, self._now_s())
         for member in decoders:
             self.expect(member.stream)
 
