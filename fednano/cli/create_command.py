@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fednano.cli.commands import Command, operator_command
+from fednano.cli.method_flags import MethodFlags
 from fednano.cli.model_choice import ask_server, with_folder, with_model
 from fednano.cli.names import run_name
 from fednano.cli.run_commands import WATCH_STOPPED, run_rows, watch
@@ -41,10 +42,11 @@ async def run_create(
     command: Command,
     creation: Creation,
     flags: ConfigFlags,
+    method_flags: MethodFlags,
     run: Annotated[str, typer.Argument(metavar="[RUN]", help="Its name; one is made up when absent.")] = "",
 ) -> None:
     """Creates a run. With --wait, the exit code is 1 where it did not succeed."""
-    config = run_config(creation.config, await _with_model(command, creation, flags))
+    config = run_config(creation.config, await _with_model(command, creation, flags), method_flags)
     if not config.model_digest or not config.adapter.hidden_size:
         raise SettingsInvalid("say which model: --server, --model, or --model-digest and --hidden-size, or --config")
     request = run_service_pb2.CreateRunRequest(

@@ -100,7 +100,7 @@ async def _run(options: DemoOptions, processes: Processes, view: RunView, starte
 
 
 async def _federate(options: DemoOptions, processes: Processes, view: RunView, started: float) -> FinishedRun:
-    view.say(f"starting the LLM server, the aggregator and {options.clients} clients")
+    view.say(f"starting the LLM server, the aggregator and {len(options.example_folders)} clients")
     server_address, aggregator_address = free_address(), free_address()
     flags = ["--model", MODEL, "--listen", server_address]
     server = processes.start("server", "services.server", flags)
@@ -108,8 +108,7 @@ async def _federate(options: DemoOptions, processes: Processes, view: RunView, s
     aggregator = processes.start("aggregator", "services.aggregator", flags, survives_kill=True)
     # They wait for both peers, and for the run.
     clients = [
-        _start_client(options, processes, number, server_address, aggregator_address)
-        for number in range(1, options.clients + 1)
+        _start_client(options, processes, name, server_address, aggregator_address) for name in options.example_folders
     ]
     await _all(_serving(processes, server, SPLIT_SERVICE), _serving(processes, aggregator, RUN_SERVICE))
     model = await get_model(server_address)
@@ -122,10 +121,11 @@ async def _federate(options: DemoOptions, processes: Processes, view: RunView, s
 
 
 def _start_client(
-    options: DemoOptions, processes: Processes, number: int, server_address: str, aggregator_address: str
+    options: DemoOptions, processes: Processes, name: str, server_address: str, aggregator_address: str
 ) -> Part:
-    name = f"client-{number}"
-    flags = ["--client-id", name, "--run", RUN_NAME, "--examples", str(options.out / "examples" / name)]
+    flags = ["--client-id", name, "--run", RUN_NAME, "--examples", str(options.example_folders[name])]
+    if name == run_options.POOLED_CLIENT:
+        flags.append("--pooled")
     flags += ["--model", MODEL, "--server", server_address, "--aggregator", aggregator_address]
     flags += ["--state", str(options.out / "clients")]
     return processes.start(name, "services.client", [*flags, "--listen", "127.0.0.1:0"], may_end=True)

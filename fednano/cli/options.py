@@ -19,14 +19,23 @@ VAL_EXAMPLES = 300
 TEST_EXAMPLES = 600
 
 
+# Of fedprox alone.
+PROXIMAL_MU = 0.01
+# The one client that holds everybody's examples.
+POOLED_CLIENT = "pooled"
+
+
 class DemoMethod(StrEnum):
     """The federated algorithms that the demo offers."""
 
     FEDNANO = "fednano"
+    FEDNANO_EF = "fednano_ef"
+    FEDNANO_GRAM = "fednano_gram"
     FEDAVG = "fedavg"
-
-
-METHODS = {DemoMethod.FEDNANO: run_pb2.METHOD_FEDNANO, DemoMethod.FEDAVG: run_pb2.METHOD_FEDAVG}
+    FEDPROX = "fedprox"
+    FEDDPA_F = "feddpa_f"
+    LOCAL = "local"
+    CENTRALIZED = "centralized"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,14 @@ class DemoOptions:
     fresh: bool = False
 
     @property
+    def example_folders(self) -> dict[str, Path]:
+        """Each client process and its folder of examples; of ``centralized`` the one with all folders in it."""
+        folder = self.out / "examples"
+        if self.method is DemoMethod.CENTRALIZED:
+            return {POOLED_CLIENT: folder}
+        return {f"client-{number}": folder / f"client-{number}" for number in range(1, self.clients + 1)}
+
+    @property
     def fingerprint(self) -> str:
         """A digest of what decides the result: an unfinished demo may be continued only where it is the same."""
         deciding = {name: value for name, value in asdict(self).items() if name not in ("out", "fresh")}
@@ -58,16 +75,23 @@ def request_id(options: DemoOptions) -> str:
 
 def run_config(options: DemoOptions, model: split_service_pb2.Model) -> run_pb2.RunConfig:
     """The run that the demo creates: all clients train in every round, with the settings that validation chose."""
+    process_count = len(options.example_folders)
     return run_pb2.RunConfig(
         model_digest=model.digest,
         round_count=options.rounds,
-        clients_per_round=options.clients,
-        min_updates=options.clients,
+        clients_per_round=process_count,
+        min_updates=process_count,
         round_timeout=duration_pb2.Duration(seconds=ROUND_TIMEOUT_S),
         join_timeout=duration_pb2.Duration(seconds=JOIN_TIMEOUT_S),
-        method=METHODS[options.method],
+        method=run_pb2.Method.Value(f"METHOD_{options.method.name}"),
         adapter=run_pb2.AdapterConfig(rank=16, alpha=32, modalities=["image", "text"], hidden_size=model.hidden_size),
-        train=run_pb2.TrainConfig(local_epochs=1, batch_size=8, learning_rate=8e-3, seed=options.seed),
+        train=run_pb2.TrainConfig(
+            local_epochs=1,
+            batch_size=8,
+            learning_rate=8e-3,
+            seed=options.seed,
+            proximal_mu=PROXIMAL_MU if options.method is DemoMethod.FEDPROX else 0.0,
+        ),
         fisher=run_pb2.FisherConfig(normalization=run_pb2.FisherConfig.NORMALIZATION_L2, floor=1.0),
         evaluate=run_pb2.EvaluateConfig(max_new_tokens=4),
     )

@@ -8,9 +8,12 @@ from statistics import fmean
 
 from rich.table import Column, Table
 
-from fednano.cli.options import DemoOptions
+from fednano.cli.method_flags import is_literal
+from fednano.cli.options import DemoMethod, DemoOptions
 from fednano.errors import PartFailed
 from fednano.v1 import run_pb2, split_service_pb2
+
+APART = "test/accuracy/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +47,22 @@ class WireBytes:
 
     adapters: int
     fisher: int
+    gram: int
     activations: int
     gradients: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class FisherSettings:
-    """How Fisher information was weighed; of no effect with fedavg."""
+    """How Fisher information was weighed; of no effect but with fednano and fednano_ef.
+
+    ``literal`` is Eq. 1 of the paper, with nothing added.
+    """
 
     normalization: str
     floor: float
     max_examples: int
+    literal: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +119,7 @@ def make_report(options: DemoOptions, finished: FinishedRun) -> Report:
             normalization=normalization.removeprefix("NORMALIZATION_").lower(),
             floor=fisher.floor,
             max_examples=fisher.max_examples,
+            literal=is_literal(config),
         ),
         learning_rate=config.train.learning_rate,
         adapter_sha256=max(finished.rounds, key=lambda turn: turn.number).merged_adapter_sha256,
@@ -149,6 +158,7 @@ def wire_bytes_of(rounds: Sequence[run_pb2.Round]) -> WireBytes:
     return WireBytes(
         adapters=total("adapters"),
         fisher=total("fisher"),
+        gram=total("gram"),
         activations=total("activations"),
         gradients=total("gradients"),
     )
@@ -170,14 +180,17 @@ def accuracy_rows(report: Report) -> list[tuple[str, str, str, str]]:
 
 def figure_rows(report: Report) -> list[tuple[str, str]]:
     """Everything else that a reader wants to know, in words."""
-    fisher = f"{report.fisher.normalization} normalization, floor {report.fisher.floor:g}"
+    adapted = f"{report.fisher.normalization} normalization, floor {report.fisher.floor:g}"
+    fisher = "Eq. 1 to the letter" if report.fisher.literal else adapted
+    merges_by_fisher = report.method in (DemoMethod.FEDNANO, DemoMethod.FEDNANO_EF)
     return [
-        ("method", report.method + (f" ({fisher})" if report.method == "fednano" else "")),
+        ("method", report.method + (f" ({fisher})" if merges_by_fisher else "")),
         ("rounds, clients, seed", f"{report.rounds}, {report.clients}, {report.seed}"),
         ("parameters on the edge", f"{report.parameters.edge:,}"),
         ("parameters uploaded by a client each round", f"{report.parameters.adapter:,}"),
         ("adapters on the wire", _megabytes(report.bytes.adapters)),
         ("Fisher information on the wire", _megabytes(report.bytes.fisher)),
+        ("Gram matrices on the wire", _megabytes(report.bytes.gram)),
         ("activations on the wire", _megabytes(report.bytes.activations)),
         ("gradients on the wire", _megabytes(report.bytes.gradients)),
         ("seconds", f"{report.seconds:.1f}"),
@@ -207,11 +220,16 @@ def to_tables(report: Report) -> list[Table]:
 
 
 def _test_accuracies(turn: run_pb2.Round) -> dict[str, float]:
-    return {
-        participant.client.rpartition("/")[2]: participant.metrics["test/accuracy"]
-        for participant in turn.participants
-        if "test/accuracy" in participant.metrics
-    }
+    """By client; a participant that holds several clients' examples has measured each one's apart."""
+    accuracies: dict[str, float] = {}
+    for participant in turn.participants:
+        metrics = participant.metrics
+        apart = {key.removeprefix(APART): metrics[key] for key in metrics if key.startswith(APART)}
+        if apart:
+            accuracies |= apart
+        elif "test/accuracy" in metrics:
+            accuracies[participant.client.rpartition("/")[2]] = metrics["test/accuracy"]
+    return accuracies
 
 
 def _megabytes(count: int) -> str:

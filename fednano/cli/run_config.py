@@ -3,29 +3,20 @@
 import json
 import tomllib
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from google.protobuf import duration_pb2, json_format
 from typer import Option
 
+from fednano.cli.method_flags import MethodFlags, MethodName, set_method_settings
 from fednano.errors import SettingsInvalid
 from fednano.v1 import run_pb2
 
 DEFAULT_CLIENTS = 2
 DEFAULT_ROUNDS = 10
 DEFAULT_TIMEOUT_S = 600
-
-
-class MethodName(StrEnum):
-    """The federated algorithms, as the command line writes them."""
-
-    FEDNANO = "fednano"
-    FEDAVG = "fedavg"
-    TRIMMED_MEAN = "trimmed-mean"
-    MEDIAN = "median"
-    KRUM = "krum"
+NO_METHOD_FLAGS = MethodFlags()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +39,19 @@ class ConfigFlags:
     learning_rate: Annotated[float | None, Option(help="Of the clients' AdamW. (0.008)")] = None
     batch_size: Annotated[int | None, Option(min=1, help="Examples in a step. (8)")] = None
     local_epochs: Annotated[int | None, Option(min=0, help="Passes over a client's examples. (1)")] = None
+    local_steps: Annotated[int | None, Option(min=0, help="Steps at most in a round, where set. (none)")] = None
     seed: Annotated[int | None, Option(min=0, help="Decides adapters, selection, order. (0)")] = None
     evaluate_every: Annotated[int | None, Option(min=0, help="Rounds between evaluations. (none)")] = None
 
 
-def run_config(file: Path | None, flags: ConfigFlags) -> run_pb2.RunConfig:
+def run_config(file: Path | None, flags: ConfigFlags, method_flags: MethodFlags = NO_METHOD_FLAGS) -> run_pb2.RunConfig:
     """A flag wins over the file, which wins over the default. The aggregator judges what comes of it."""
     config = _defaults()
     if file is not None:
         _read(file, config)
     _set_top(config, flags)
     _set_nested(config, flags)
+    set_method_settings(config, method_flags)
     _complete(config)
     return config
 
@@ -125,6 +118,8 @@ def _set_nested(config: run_pb2.RunConfig, flags: ConfigFlags) -> None:
         config.train.batch_size = flags.batch_size
     if flags.local_epochs is not None:
         config.train.local_epochs = flags.local_epochs
+    if flags.local_steps is not None:
+        config.train.local_steps = flags.local_steps
     if flags.seed is not None:
         config.train.seed = flags.seed
     if flags.evaluate_every is not None:
@@ -134,6 +129,7 @@ def _set_nested(config: run_pb2.RunConfig, flags: ConfigFlags) -> None:
 def _complete(config: run_pb2.RunConfig) -> None:
     """What follows from other fields: a round goes on without less than half of its clients."""
     if not config.clients_per_round and not config.client_fraction:
-        config.clients_per_round = DEFAULT_CLIENTS
+        is_pooled = config.method == run_pb2.METHOD_CENTRALIZED
+        config.clients_per_round = 1 if is_pooled else DEFAULT_CLIENTS
     if not config.min_updates:
         config.min_updates = config.clients_per_round // 2 + 1 if config.clients_per_round else 1

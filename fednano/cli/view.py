@@ -93,7 +93,9 @@ class RunView:
         for participant in self.rounds[numbers[-1]].participants[:SHOWN_CLIENTS] if numbers else []:
             clients.add_row(*self._participant_cells(participant))
         waiting = Text(f"{len(self.clients)} clients have joined")
-        return Group(self._progress(), rounds, clients if clients.row_count else waiting)
+        merged = [fisher_words(self.rounds[number]) for number in numbers]
+        newest = Text(next((line for line in reversed(merged) if line), ""))
+        return Group(self._progress(), rounds, newest, clients if clients.row_count else waiting)
 
     def _progress(self) -> RenderableType:
         # Round 0, which only evaluates, counts as well.
@@ -135,7 +137,21 @@ def run_line(run: run_pb2.Run) -> str:
 def round_line(turn: run_pb2.Round) -> str:
     """One round as one line."""
     _, state, updates, loss, accuracy, sent = round_cells(turn)
-    return f"round {turn.number} {state}: {updates} updates, loss {loss}, accuracy {accuracy}, {sent}"
+    line = f"round {turn.number} {state}: {updates} updates, loss {loss}, accuracy {accuracy}, {sent}"
+    return f"{line}; {fisher_words(turn)}" if fisher_words(turn) else line
+
+
+def fisher_words(turn: run_pb2.Round) -> str:
+    """How far a Fisher merge was from a mean, and how far its weights can be trusted; empty where there is none."""
+    if "fisher/effective_clients" not in turn.metrics:
+        return ""
+    masses = [part.metrics["fisher/share"] for part in turn.participants if "fisher/share" in part.metrics]
+    effective = turn.metrics["fisher/effective_clients"]
+    words_ = f"Fisher: {effective:.1f} of {turn.update_count} clients decide a parameter"
+    if masses:
+        words_ += f", mass {min(masses):.0%} to {max(masses):.0%} a client"
+    reliability = figure(turn.metrics, "fisher/reliability", ".2f")
+    return f"{words_}, reliability {reliability}"
 
 
 def round_cells(turn: run_pb2.Round) -> tuple[str, str, str, str, str, str]:

@@ -51,9 +51,9 @@ def test_the_report_has_the_figures_of_the_rounds() -> None:
     assert report["accuracy"]["before"] == pytest.approx(0.3)
     assert report["accuracy"]["after"] == pytest.approx(0.8)
     assert report["accuracy"]["per_client"]["client-2"] == {"before": 0.4, "after": 0.7}
-    assert report["bytes"] == {"adapters": 7, "fisher": 3, "activations": 110, "gradients": 50}
+    assert report["bytes"] == {"adapters": 7, "fisher": 3, "gram": 0, "activations": 110, "gradients": 50}
     assert report["parameters"] == {"edge": 900, "adapter": 80}
-    assert report["fisher"] == {"normalization": "l2", "floor": 0.25, "max_examples": 0}
+    assert report["fisher"] == {"normalization": "l2", "floor": 0.25, "max_examples": 0, "literal": False}
     plain = ("rounds", "clients", "method", "seed", "seconds", "learning_rate", "adapter_sha256")
     assert [report[key] for key in plain] == [1, 2, "fednano", 3, 12.3, 8e-3, "1" * 64]
 
@@ -76,3 +76,32 @@ def test_the_request_id_follows_the_options_that_decide_the_result() -> None:
     assert request_id(options()) == request_id(again)
     assert request_id(options()) != request_id(options(method=DemoMethod.FEDAVG))
     assert request_id(options()) != request_id(options(seed=1))
+
+
+def test_one_client_with_the_pooled_examples_reports_each_original_client() -> None:
+    metrics = {"test/accuracy": 0.5, "test/accuracy/client-1": 0.4, "test/accuracy/client-2": 0.6}
+    rounds = [
+        run_pb2.Round(number=n, participants=[run_pb2.Participant(client="runs/demo/clients/pooled", metrics=metrics)])
+        for n in (0, 1)
+    ]
+    found = accuracy_of(rounds)
+    assert {name: one.after for name, one in found.per_client.items()} == {"client-1": 0.4, "client-2": 0.6}
+    assert found.after == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("method", list(DemoMethod))
+def test_every_method_of_the_demo_makes_a_run_for_its_processes(method: DemoMethod) -> None:
+    asked = options(method=method)
+    config = run_config(asked, MODEL)
+    assert run_pb2.Method.Name(config.method) == f"METHOD_{method.name}"
+    assert config.clients_per_round == config.min_updates == len(asked.example_folders)
+    assert (list(asked.example_folders) == ["pooled"]) == (method is DemoMethod.CENTRALIZED)
+    assert (config.train.proximal_mu > 0) == (method is DemoMethod.FEDPROX)
+
+
+def test_eq_1_to_the_letter_is_called_so() -> None:
+    done = finished()
+    done.run.config.fisher.normalization = run_pb2.FisherConfig.NORMALIZATION_NONE
+    done.run.config.fisher.floor, done.run.config.fisher.max_share = 0.0, 1.0
+    assert "Eq. 1 to the letter" in to_markdown(make_report(options(), done))
+    assert "Eq. 1 to the letter" not in to_markdown(make_report(options(), finished()))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fednano.cli.run_config import ConfigFlags, MethodName, run_config
+from fednano.cli.method_flags import FisherKind, FisherNormalization, FisherPoint, MethodFlags, MethodName
+from fednano.cli.run_config import ConfigFlags, run_config
 from fednano.errors import SettingsInvalid
 from fednano.v1 import run_pb2
 
@@ -74,3 +75,44 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, name: str, text: str,
 def test_every_method_of_the_command_line_is_one_of_the_contract() -> None:
     for method in MethodName:
         assert run_config(None, ConfigFlags(method=method)).method != run_pb2.METHOD_UNSPECIFIED
+
+
+def test_the_methods_settings_are_flags(tmp_path: Path) -> None:
+    flags = MethodFlags(
+        proximal_mu=0.1,
+        fisher_at=FisherPoint.PATH,
+        fisher_kind=FisherKind.MC,
+        fisher_normalization=FisherNormalization.RANK,
+        fisher_power=0.5,
+        fisher_floor=0.0,
+        fisher_max_share=1.0,
+        fisher_max_examples=7,
+        fisher_moving_average=0.9,
+        gram_step=0.0,
+        gram_damping=0.2,
+        global_weight=0.0,
+        personal_epochs=3,
+    )
+    file = tmp_path / "run.toml"
+    file.write_text('[fisher]\nat = "POINT_START"\npower = 2.0\n[gram]\nstep = 1.0\n[personal]\nglobalWeight = 0.75\n')
+    config, before = run_config(file, MODEL, flags), run_config(file, MODEL)
+    fisher = run_pb2.FisherConfig
+    assert config.fisher == fisher(
+        at=fisher.POINT_PATH,
+        kind=fisher.KIND_MC,
+        normalization=fisher.NORMALIZATION_RANK,
+        power=0.5,
+        max_share=1.0,
+        max_examples=7,
+        moving_average=0.9,
+    )
+    assert (before.fisher.at, before.fisher.power, before.gram.step) == (fisher.POINT_START, 2.0, 1.0)
+    assert (config.train.proximal_mu, config.gram.step, config.gram.damping) == (0.1, 0.0, 0.2)
+    assert config.gram.HasField("step")
+    assert (config.personal.global_weight, config.personal.local_epochs) == (0.0, 3)
+    assert config.personal.HasField("global_weight")
+
+
+def test_pooled_examples_make_a_run_of_one_client() -> None:
+    config = run_config(None, ConfigFlags(method=MethodName.CENTRALIZED))
+    assert (config.clients_per_round, config.min_updates) == (1, 1)
