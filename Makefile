@@ -14,7 +14,7 @@ test: setup
 	$(BIN)/pytest -m "not docker and not chaos"
 
 chaos: setup
-	$(BIN)/pytest tests/chaos
+	$(BIN)/pytest tests/chaos tests/integration/test_hostile_frames.py
 
 check: setup
 	$(BIN)/ruff format --check .
