@@ -114,7 +114,7 @@ def _accepts_caller(wrapped: ssl.SSLSocket) -> bool:
 
 
 def _server_fault(error: ssl.SSLCertVerificationError, place: tuple[str, int], security: Security) -> Finding:
-    shown = _shown_certificate(place)
+    shown = _shown_certificate(place, security)
     code, whose = error.verify_code, f"the peer's certificate {serial_hex(shown.serial_number)}"
     if code in (EXPIRED, NOT_YET_VALID):
         fault = "expired" if code == EXPIRED else "not_yet_valid"
@@ -183,10 +183,11 @@ def _revoked(der: bytes, security: Security) -> Finding | None:
     )
 
 
-def _shown_certificate(place: tuple[str, int]) -> x509.Certificate:
+def _shown_certificate(place: tuple[str, int], security: Security) -> x509.Certificate:
     """What the peer shows, whoever vouches for it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(str(security.tls_cert), str(security.tls_key))
     with socket.create_connection(place, TIMEOUT_S) as plain, context.wrap_socket(plain) as wrapped:
         return x509.load_der_x509_certificate(wrapped.getpeercert(binary_form=True) or b"")
 
