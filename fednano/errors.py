@@ -180,6 +180,10 @@ class SettingsInvalid(LocalError):
     """A setting is missing or wrong; the message names it as it is written on the command line."""
 
 
+class PeerUntrusted(LocalError):
+    """No connection with the peer, for a reason of TLS that was found by looking. Facts: ``peer``, ``fault``."""
+
+
 class ModelInvalid(LocalError):
     """A model folder that is incomplete, broken or of an unknown family."""
 
