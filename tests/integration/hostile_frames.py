@@ -4,7 +4,7 @@ Leaves of a frame are its single fields, found in its descriptor, so that a fiel
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,16 +31,20 @@ INT32_TYPES = (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_ENUM)
 ENCODINGS = st.sampled_from([tpb.ENCODING_RAW, *ENCODING_NAMES])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Assault:
     """One stream. ``must_fail``: no server may answer it with OK."""
 
     method: str
     what: str
-    frames: tuple[bytes, ...] = field(repr=False)
+    frames: tuple[bytes, ...]
     must_fail: bool = False
     # gRPC itself refuses a message over 4 MiB, before our code sees it.
     is_over_grpc: bool = False
+
+    def __repr__(self) -> str:
+        """Without the frames, which are long."""
+        return f"<{self.method}: {self.what[:500]}{', must fail' * self.must_fail}>"
 
 
 def honest_steps(digest: str, encoding: "tpb.Encoding.ValueType") -> list[pb.StreamStepsRequest]:
