@@ -1,7 +1,9 @@
 """Runs one pass for its members: room for its graph before, answers and accounts afterwards."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -160,10 +162,12 @@ class Dispatch:
             with self._model.layers.checked(check):
                 return work()
 
-        running = asyncio.ensure_future(self._thread.run(checked, kind=kind, tokens=tokens, members=len(members)))
+        size = {"tokens": tokens, "members": len(members), "sequences": sum(each.sequence_count for each in members)}
+        running = asyncio.ensure_future(self._thread.run(checked, kind=kind, **size))
         await asyncio.wait({running})
         failure = PeerUnavailable("the server is stopping") if running.cancelled() else running.exception()
         if failure is None:
+            self._note_shares(members)
             return running.result()
         if isinstance(failure, PassAbandoned):
             self._thread.metrics.abandoned.labels(kind).inc()
@@ -173,6 +177,12 @@ class Dispatch:
         for member in members:
             member.refuse(failure)
         return None
+
+    def _note_shares(self, members: Sequence[AnyRequest]) -> None:
+        tokens: Counter[Hashable] = Counter()
+        for member in members:
+            tokens[member.client] += member.token_count
+        self._thread.metrics.shares.note(tokens, time.monotonic())
 
     def _rows(self, members: Sequence[AnyRequest]) -> int:
         return sum(padded(member.token_count, self._model.row_tile) for member in members)

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from fednano.metrics import SECONDS_BUCKETS
+from services.server.shares import RANKS, REST, ClientShares
 
 PassKind = Literal["forward", "backward", "loss", "decode"]
 SessionKind = Literal["steps", "decode"]
@@ -21,6 +23,7 @@ class ServerMetrics:
         self._sessions = Gauge("fednano_server_sessions", "Streams that are open.", ["kind"], registry=registry)
         self._steps = Counter("fednano_server_steps", "Steps whose pass has ended well.", ["kind"], registry=registry)
         self._tokens = Counter("fednano_server_tokens", "Tokens of passes, inputs alone.", ["kind"], registry=registry)
+        self._sequences, self._pass_tokens = _pass_sizes(registry)
         self._seconds = Histogram(
             "fednano_server_pass_seconds",
             "The model's time for a pass, without the wait for it.",
@@ -57,6 +60,8 @@ class ServerMetrics:
         self.recomputed = Counter(
             "fednano_server_recomputed", "Steps whose backward pass did the forward pass again.", registry=registry
         )
+        self.shares = ClientShares()
+        self._watch_shares(registry)
 
     @contextmanager
     def session(self, kind: SessionKind) -> Iterator[None]:
@@ -68,9 +73,9 @@ class ServerMetrics:
             gauge.dec()
 
     def timed(
-        self, work: Callable[[], ResultT], kind: PassKind, tokens: int, members: int = 1
+        self, work: Callable[[], ResultT], kind: PassKind, tokens: int, members: int = 1, sequences: int = 1
     ) -> Callable[[], ResultT]:
-        """``work``, one pass for so many members, counted when it is done."""
+        """``work``, one pass for so many members with so many sequences, counted when it is done."""
 
         def timed() -> ResultT:
             start_s = time.perf_counter()
@@ -78,6 +83,35 @@ class ServerMetrics:
             self._seconds.labels(kind).observe(time.perf_counter() - start_s)
             self._steps.labels(kind).inc(members)
             self._tokens.labels(kind).inc(tokens)
+            self._sequences.labels(kind).observe(sequences)
+            self._pass_tokens.labels(kind).observe(tokens)
             return result
 
         return timed
+
+    def _watch_shares(self, registry: CollectorRegistry) -> None:
+        share = Gauge(
+            "fednano_server_client_share",
+            "Part of the last minute's tokens, by rank of the client.",
+            ["rank"],
+            registry=registry,
+        )
+        for rank in [*map(str, range(1, RANKS + 1)), REST]:
+            share.labels(rank).set_function(partial(self._share_of, rank))
+        clients = Gauge("fednano_server_clients", "Clients that had a pass in the last minute.", registry=registry)
+        clients.set_function(lambda: self.shares.client_count(time.monotonic()))
+
+    def _share_of(self, rank: str) -> float:
+        return self.shares.by_rank(time.monotonic())[rank]
+
+
+def _pass_sizes(registry: CollectorRegistry) -> tuple[Histogram, Histogram]:
+    sizes = [2**power for power in range(15)]
+    return (
+        Histogram(
+            "fednano_server_pass_sequences", "Sequences of a pass.", ["kind"], buckets=sizes[:9], registry=registry
+        ),
+        Histogram(
+            "fednano_server_pass_tokens", "Tokens of a pass, inputs alone.", ["kind"], buckets=sizes, registry=registry
+        ),
+    )

@@ -28,15 +28,21 @@ class ModelThread:
         self._executor = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
 
     async def run(
-        self, work: Callable[[], ResultT], *, kind: PassKind = "forward", tokens: int = 0, members: int = 1
+        self,
+        work: Callable[[], ResultT],
+        *,
+        kind: PassKind = "forward",
+        tokens: int = 0,
+        members: int = 1,
+        sequences: int = 1,
     ) -> ResultT:
-        """The result of ``work``, or what it raised; counted as a pass of that kind, so many tokens and members.
+        """The result of ``work``, or what it raised; counted as a pass of that kind and size.
 
         Raises ServerBusy at once where the queue is full, NoProgress where the answer takes longer than the bound.
         """
         if not self._places.acquire(blocking=False):
             raise ServerBusy("the model's queue is full: try again in a moment")
-        future = self._executor.submit(self.metrics.timed(work, kind, tokens, members))
+        future = self._executor.submit(self.metrics.timed(work, kind, tokens, members, sequences))
         # Also after a caller has gone: the place is taken until the work is done or was never begun.
         future.add_done_callback(lambda _: self._places.release())
         try:

@@ -31,6 +31,10 @@ class Request(Generic[AnswerT]):
     answer: "asyncio.Future[AnswerT]" = field(default_factory=_new_answer)
     arrived_s: float = field(default_factory=_now_s)
 
+    @property
+    def sequence_count(self) -> int:
+        return 1
+
     def refuse(self, error: BaseException) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
@@ -46,10 +50,18 @@ class ForwardRequest(Request[ForwardAnswer]):
     output_kind: OutputKind
     keeps_graph: bool
 
+    @property
+    def sequence_count(self) -> int:
+        return len(self.work.sequence_lengths)
+
 
 @dataclass(eq=False, kw_only=True)
 class BackwardRequest(Request[Encoded]):
     work: BackwardWork
+
+    @property
+    def sequence_count(self) -> int:
+        return len(self.work.step.passage.sequence_lengths)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -60,10 +72,18 @@ class DecodeRequest(Request[Encoded]):
     work: DecodeWork
     output_kind: OutputKind
 
+    @property
+    def sequence_count(self) -> int:
+        return sum(map(bool, self.work.sequence_lengths))
+
 
 @dataclass(eq=False, kw_only=True)
 class LossRequest(Request[LossAnswer]):
     work: LossWork
+
+    @property
+    def sequence_count(self) -> int:
+        return len(self.work.forward.sequence_lengths)
 
 
 @dataclass(eq=False, kw_only=True)

@@ -66,6 +66,13 @@ async def test_steps_of_all_sessions_share_one_pass_in_either_direction(
         await all_backward(seats, steps)
         assert (here.passes("forward"), here.passes("backward"), here.recomputed()) == (1, 1, 0)
         assert (here.memory.retained_bytes, here.inputs.held_bytes) == (0, 0)
+        tokens = sum(step.token_count for step in steps)
+        for kind in ("forward", "backward"):
+            assert here.value("pass_sequences_sum", kind=kind) == 10
+            assert here.value("pass_tokens_sum", kind=kind) == here.value("tokens_total", kind=kind) == tokens
+        # The largest of the six has 101 of the 170 tokens.
+        assert here.value("client_share", rank="1") == pytest.approx(101 / tokens)
+        assert here.value("clients") == 6
 
 
 async def test_nobody_is_waited_for_where_nobody_else_has_a_session(model: LanguageModel, steps: list[Step]) -> None:
