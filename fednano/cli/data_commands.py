@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fednano.cli.exits import EXIT_WORDS, or_exit
 from fednano.cli.output import Output
-from fednano.data.census import SplitCensus, take_census
-from fednano.data.client_folders import ClientFolder, write_client_folders
-from fednano.data.folder import open_folder
 from fednano.errors import ExamplesInvalid
+
+if TYPE_CHECKING:
+    from fednano.data.census import SplitCensus
+    from fednano.data.client_folders import ClientFolder
 
 STOPPED = "stopped; nothing was written"
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of examples in any layout that is known.")]
@@ -44,6 +45,10 @@ def partition(
     """Splits a folder over clients, unevenly by topic, and draws who has what (topics.png)."""
 
     def work() -> None:
+        # Here, for the other commands do not need what it imports.
+        from fednano.data.client_folders import write_client_folders
+        from fednano.data.folder import open_folder
+
         made = write_client_folders(
             open_folder(folder),
             out,
@@ -78,6 +83,10 @@ def take_in(
 
 
 def _check(folder: Path, allow_missing_images: bool, output: Output) -> None:
+    # Here, for the other commands do not need what it imports.
+    from fednano.data.census import take_census
+    from fednano.data.folder import open_folder
+
     found = take_census(open_folder(folder))
     lacking = sum(census.lacking for census in found.values())
     if lacking and not allow_missing_images:
@@ -96,7 +105,7 @@ def _check(folder: Path, allow_missing_images: bool, output: Output) -> None:
         _show_census(found, output)
 
 
-def _show_census(found: dict[str, SplitCensus], output: Output) -> None:
+def _show_census(found: "dict[str, SplitCensus]", output: Output) -> None:
     names = list(found)
     typer.echo()
     rows = [[label, *(f"{getattr(found[name], field):,}" for name in names)] for label, field in _ROWS]
@@ -110,7 +119,7 @@ def _show_census(found: dict[str, SplitCensus], output: Output) -> None:
 _ROWS = (("examples", "examples"), ("images", "images"), ("missing images", "missing_images"))
 
 
-def _show_clients(clients: Sequence[ClientFolder], out: Path, output: Output) -> None:
+def _show_clients(clients: "Sequence[ClientFolder]", out: Path, output: Output) -> None:
     # Here, for the other commands do not need what it imports.
     from fednano.cli.heat_map import write_heat_map
 
