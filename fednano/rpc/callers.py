@@ -26,6 +26,8 @@ class Caller:
     proof: str = "none"
     # Of the certificate, in hexadecimal.
     serial: str = ""
+    # Seconds from now until a token is good no more. A certificate's end is watched elsewhere.
+    good_for_s: float | None = None
 
     @property
     def key(self) -> str:

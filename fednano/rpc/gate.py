@@ -157,7 +157,20 @@ class Gate:
                 passage.caller = await tokened_caller(context, self._terms.bearer)
             _check_role(passage)
             with self._limits.open_call(passage.caller.key):
-                yield
+                async with _while_good(passage.caller):
+                    yield
+
+
+@asynccontextmanager
+async def _while_good(caller: Caller) -> AsyncIterator[None]:
+    """Raises Unauthenticated where the call outlasts the caller's token."""
+    try:
+        async with asyncio.timeout(caller.good_for_s) as bound:
+            yield
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        raise Unauthenticated("the bearer token has expired: call again with a new one", fault="expired") from None
 
 
 def _check_role(passage: Passage) -> None:

@@ -134,6 +134,8 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
 
     async def ReportMetrics(self, request: pb.ReportMetricsRequest, context: Context) -> pb.ReportMetricsResponse:
         client, name = ClientName.parse(request.client, "client"), RoundName.parse(request.round, "round")
+        if name.run != client.run:
+            raise FieldInvalid(f"round is {name}, but the client is {client}", field="round")
         with self._federation.store.transaction() as connection:
             state = rounds.load_head(connection, name).state
             participants.load_participation(connection, name, client)

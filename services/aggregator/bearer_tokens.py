@@ -98,6 +98,7 @@ class JwtVerifier:
             id=str(claims["sub"])[:MAX_LETTERS],
             address=address,
             proof="token",
+            good_for_s=max(0.0, float(claims["exp"]) + LEEWAY_S - time.time()),
         )
 
 

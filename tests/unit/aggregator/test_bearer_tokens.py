@@ -4,8 +4,12 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt import PyJWKSet
 
 from fednano.errors import SettingsInvalid, Unauthenticated
+from fednano.security.authority import create_authority
+from fednano.security.certificates import Subject
+from fednano.security.identity import Role
 from services.aggregator.bearer_tokens import IssuerKeys, JwtVerifier, TokenTerms, open_verifier
 from services.aggregator.settings import AggregatorSettings
 
@@ -169,3 +176,44 @@ def settings(folder: Path, **changes: str) -> AggregatorSettings:
 
 def _coded(part: Mapping[str, Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+
+
+async def test_an_issuers_keys_are_found_by_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority, _ = create_authority(tmp_path / "ca")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca/ca.crt"))
+    holder = authority.issue(Subject(role=Role.SERVER, id="issuer"))
+    with issuer_over_https(holder, {"/keys": {"keys": [jwk(KEY, "one")]}}) as issuer:
+        verifier = open_verifier(settings(tmp_path, oidc_issuer=issuer))
+        assert verifier is not None
+        assert (await verifier.verify(signed(claims(iss=issuer)), "ipv4:1")).id == "ann"
+
+
+@contextmanager
+def issuer_over_https(holder: Path, pages: dict[str, object]) -> Iterator[str]:
+    """An OpenID issuer that says where its keys are, and serves them there."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            configuration = {"/.well-known/openid-configuration": {"issuer": issuer, "jwks_uri": f"{issuer}/keys"}}
+            content = json.dumps((pages | configuration)[self.path]).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(holder / "tls.crt", holder / "tls.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    issuer = f"https://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield issuer
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -12,13 +12,16 @@ from fednano.cli.commands import check_address
 from fednano.cli.exits import exit_code, printable
 from fednano.errors import FednanoError, PeerUnavailable, ResourceNotFound, RunEnded, SettingsInvalid
 
-CONNECTION = {"--aggregator", "--insecure", "--tls-ca", "--tls-cert", "--tls-key", "--timeout"}
+CONNECTION = {"--aggregator", "--insecure", "--token-file", "--tls-ca", "--tls-cert", "--tls-key", "--timeout"}
 # They start services of their own, or need none but the one they name.
-WITHOUT_AGGREGATOR = {"demo", "ask", *(f"certs {name}" for name in ("init", "issue", "revoke", "show"))}
+WITHOUT_AGGREGATOR = {
+    *("demo", "ask", "params", "data import", "audit verify", "client enroll"),
+    *(f"certs {name}" for name in ("init", "issue", "revoke", "show")),
+}
 OPERATOR_COMMANDS = {
     *(f"run {name}" for name in ("create", "list", "get", "watch", "cancel", "pause", "resume", "export")),
     *(f"round {name}" for name in ("list", "get")),
-    *(f"client {name}" for name in ("list", "get", "evict")),
+    *(f"client {name}" for name in ("list", "get", "evict", "token create")),
     *(f"adapter {name}" for name in ("export", "inspect")),
     "status",
 }

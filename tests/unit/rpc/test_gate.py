@@ -1,5 +1,6 @@
 """The gate in front of a real server: what it refuses the servicer never sees, and the audit log has it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,13 +12,23 @@ import grpc.aio
 import pytest
 
 from fednano.config import Security
-from fednano.errors import FieldInvalid, MessageTooLarge, NotTheClient, RoleDenied, ServerBusy, WireError
+from fednano.errors import (
+    FieldInvalid,
+    MessageTooLarge,
+    NotTheClient,
+    RoleDenied,
+    ServerBusy,
+    Unauthenticated,
+    WireError,
+)
 from fednano.rpc.audit import AuditLog, verify
+from fednano.rpc.callers import BearerVerifier, Caller
 from fednano.rpc.channels import open_channel
 from fednano.rpc.gate import GateTerms
 from fednano.rpc.limits import DEFAULT_LIMITS, CallLimits
+from fednano.rpc.ops_channel import open_ops_channel
 from fednano.rpc.policy import SMALL_BYTES
-from fednano.rpc.server import serving
+from fednano.rpc.server import RunningServer, serving
 from fednano.rpc.status import from_rpc_error
 from fednano.security.authority import Authority, create_authority
 from fednano.security.certificates import Subject
@@ -46,17 +57,29 @@ class Noting(pb_grpc.RunServiceServicer, apb_grpc.AggregatorServiceServicer):
     async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:
         raise FieldInvalid("no such thing", field="name")
 
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Any) -> pb.ResumeRunResponse:
+        await asyncio.sleep(10)
+        return pb.ResumeRunResponse()
+
     async def UploadUpdate(self, request_iterator: Any, context: Any) -> apb.UploadUpdateResponse:
         async for frame in request_iterator:
             self.seen.append(frame.header.client)
         return apb.UploadUpdateResponse(update_count=len(self.seen))
 
 
+class Fleeting:
+    """Takes any token, for an operator, and for a moment."""
+
+    async def verify(self, token: str, address: str) -> Caller:
+        return Caller(role=Role.OPERATOR, id=token, address=address, proof="token", good_for_s=0.3)
+
+
 class Scene:
     """A server whose callers have certificates."""
 
-    def __init__(self, authority: Authority, address: str, servicer: Noting, audit: Path) -> None:
-        self.authority, self.address, self.servicer, self.audit = authority, address, servicer, audit
+    def __init__(self, authority: Authority, running: RunningServer, servicer: Noting, audit: Path) -> None:
+        self.authority, self.servicer, self.audit = authority, servicer, audit
+        self.address, self.ops_address = running.address, running.ops_address
 
     def channel(self, role: Role, holder_id: str = "somebody") -> grpc.aio.Channel:
         return open_channel(self.address, security(self.authority, role, holder_id))
@@ -73,7 +96,9 @@ def security(authority: Authority, role: Role, holder_id: str) -> Security:
 
 
 @asynccontextmanager
-async def scene(folder: Path, limits: CallLimits = DEFAULT_LIMITS) -> AsyncIterator[Scene]:
+async def scene(
+    folder: Path, limits: CallLimits = DEFAULT_LIMITS, bearer: BearerVerifier | None = None
+) -> AsyncIterator[Scene]:
     authority, _ = create_authority(folder / "certs")
     ours, servicer, audit = security(authority, Role.AGGREGATOR, "ours"), Noting(), AuditLog(folder / "audit.jsonl")
     services = {
@@ -82,10 +107,11 @@ async def scene(folder: Path, limits: CallLimits = DEFAULT_LIMITS) -> AsyncItera
             servicer, server
         ),
     }
-    terms = GateTerms(security=ours, limits=limits, audit=audit)
+    terms = GateTerms(security=ours, limits=limits, audit=audit, bearer=bearer)
     try:
-        async with serving(services, "127.0.0.1:0", ours, grace_s=0.1, gate=terms) as running:
-            yield Scene(authority, running.address, servicer, folder / "audit.jsonl")
+        listen = "127.0.0.1:0"
+        async with serving(services, listen, ours, grace_s=0.1, gate=terms, ops_listen=listen) as running:
+            yield Scene(authority, running, servicer, folder / "audit.jsonl")
     finally:
         audit.close()
 
@@ -192,3 +218,14 @@ async def test_an_action_that_cannot_be_written_down_is_not_carried_out(tmp_path
             error = await caught(pb_grpc.RunServiceStub(channel).PauseRun(pb.PauseRunRequest(name="runs/a"), timeout=5))
         assert limit in error.message
         assert found.audit.stat().st_size == whole
+
+
+async def test_a_call_lasts_no_longer_than_its_token(tmp_path: Path) -> None:
+    async with scene(tmp_path, bearer=Fleeting()) as found:
+        authority = (found.authority.folder / "ca.crt").read_bytes()
+        async with open_ops_channel(found.ops_address, authority, "ann") as channel:
+            stub = pb_grpc.RunServiceStub(channel)
+            await stub.GetRun(pb.GetRunRequest(), timeout=5)
+            error = await caught(stub.ResumeRun(pb.ResumeRunRequest(name="runs/a"), timeout=5))
+        assert (type(error), error.facts["fault"]) == (Unauthenticated, "expired")
+        assert found.entries() == [("asked", "ResumeRun", ""), ("refused", "ResumeRun", "UNAUTHENTICATED")]
