@@ -15,7 +15,8 @@ from fednano.errors import FednanoError, PeerUnavailable, ResourceNotFound, RunE
 CONNECTION = {"--aggregator", "--insecure", "--token-file", "--tls-ca", "--tls-cert", "--tls-key", "--timeout"}
 # They start services of their own, or need none but the one they name.
 WITHOUT_AGGREGATOR = {
-    *("demo", "ask", "params", "data import", "audit verify", "client enroll"),
+    *("demo", "ask", "params", "audit verify", "client enroll", "examples make"),
+    *(f"data {name}" for name in ("import", "partition", "check")),
     *(f"certs {name}" for name in ("init", "issue", "revoke", "show")),
 }
 OPERATOR_COMMANDS = {
