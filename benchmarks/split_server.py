@@ -54,6 +54,13 @@ def model_folder(name: str, folder: Path, dtype: torch.dtype = torch.float32) ->
 @contextmanager
 def serve(folder: Path, scratch: Path, *flags: str) -> Iterator[str]:
     """The address of a server that ends with the block."""
+    with serve_process(folder, scratch, *flags) as (address, _):
+        yield address
+
+
+@contextmanager
+def serve_process(folder: Path, scratch: Path, *flags: str) -> Iterator[tuple[str, int]]:
+    """The same with the number of its process."""
     ready = scratch / "address"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "services.server", "--insecure", "--model", str(folder), "--log-level", "WARNING"]
@@ -64,7 +71,7 @@ def serve(folder: Path, scratch: Path, *flags: str) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start (exit {process.poll()})")
             time.sleep(0.05)
-        yield ready.read_text().strip()
+        yield ready.read_text().strip(), process.pid
     finally:
         process.terminate()
         process.wait(STOP_TIMEOUT_S)
