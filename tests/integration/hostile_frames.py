@@ -11,7 +11,7 @@ import torch
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
-from split_client import LENGTHS, forward_header
+from split_client import LENGTHS, POSITIONS, forward_header
 
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import tensor_pb2 as tpb
@@ -27,6 +27,7 @@ INTEGERS = st.sampled_from(
     [*range(-2, 4), *range(15, 18), *range(63, 66), *range(127, 130), *range(8191, 8194)]
     + [sign * (1 << bits) - (sign > 0) for bits in (16, 24, 31, 40, 62, 63) for sign in (-1, 1)]
 )
+FLOATS = st.floats(width=32)
 INT32_TYPES = (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_ENUM)
 ENCODINGS = st.sampled_from([tpb.ENCODING_RAW, *ENCODING_NAMES])
 
@@ -61,6 +62,25 @@ def honest_steps(digest: str, encoding: "tpb.Encoding.ValueType") -> list[pb.Str
     ]
 
 
+def honest_losses(digest: str, encoding: "tpb.Encoding.ValueType") -> list[pb.StreamStepsRequest]:
+    """An opening, and two steps whose loss the server computes."""
+    opening = pb.OpenSession(model_digest=digest, run="runs/hostile", encoding=encoding, loss_on_server=True)
+    frames = [pb.StreamStepsRequest(open_session=opening)]
+    spec, payload = encode_tensor(_values(TOKENS), encoding)
+    for step_id in (1, 2):
+        step = pb.LossStep(
+            step_id=step_id,
+            inputs_embeds=spec,
+            sequence_lengths=LENGTHS,
+            output_positions=POSITIONS,
+            answer_ids=[5, 6, 7, 8],
+            weights=[0.5, 0.5, 1.0, 1.0],
+        )
+        frames.append(pb.StreamStepsRequest(loss=step))
+        frames += [pb.StreamStepsRequest(chunk=chunk) for chunk in split_chunks(payload)]
+    return frames
+
+
 def honest_decoding(digest: str, encoding: "tpb.Encoding.ValueType") -> list[pb.DecodeRequest]:
     """An opening, three prompts, and one position more for two of them."""
     frames = [pb.DecodeRequest(open_session=pb.OpenSession(model_digest=digest, run="runs/hostile", encoding=encoding))]
@@ -73,12 +93,9 @@ def honest_decoding(digest: str, encoding: "tpb.Encoding.ValueType") -> list[pb.
 
 
 def assaults(digest: str) -> st.SearchStrategy[Assault]:
-    honest = {
-        (method, encoding): make(digest, encoding)
-        for method, make in (("StreamSteps", honest_steps), ("Decode", honest_decoding))
-        for encoding in ENCODING_NAMES
-    }
-    methods = st.sampled_from(["StreamSteps", "StreamSteps", "Decode"])
+    makers = {"steps": honest_steps, "losses": honest_losses, "decoding": honest_decoding}
+    honest = {(name, encoding): make(digest, encoding) for name, make in makers.items() for encoding in ENCODING_NAMES}
+    names = st.sampled_from(["steps", "steps", "losses", "decoding"])
     kinds = st.sampled_from(
         [_changed_fields] * 6 + [_huge_shape] * 2 + [_shuffled] * 3 + [_corrupted] * 4 + [_cut_off] * 2
         + [_bad_chunk] * 3 + [_not_finite] * 2 + [_other_encoding] + [_noise] + [_oversized]
@@ -86,9 +103,9 @@ def assaults(digest: str) -> st.SearchStrategy[Assault]:
 
     @st.composite
     def drawn(draw: Draw) -> Assault:
-        method, encoding, kind = draw(methods), draw(ENCODINGS), draw(kinds)
-        frames = [_copy(frame) for frame in honest[method, encoding]]
-        found: Assault = kind(draw, method, frames)
+        name, encoding, kind = draw(names), draw(ENCODINGS), draw(kinds)
+        frames = [_copy(frame) for frame in honest[name, encoding]]
+        found: Assault = kind(draw, "Decode" if name == "decoding" else "StreamSteps", frames)
         return found
 
     return drawn()
@@ -108,7 +125,7 @@ def _changed_fields(draw: Draw, method: str, frames: list[Any]) -> Assault:
 def _huge_shape(draw: Draw, method: str, frames: list[Any]) -> Assault:
     """A size that fits its shape, whatever the shape is."""
     shape = draw(st.lists(INTEGERS, max_size=10))
-    spec = _first_spec(frames)
+    spec = _spec(frames[1])
     size_bytes = 4
     for size in shape:
         size_bytes *= size
@@ -169,11 +186,11 @@ def _bad_chunk(draw: Draw, method: str, frames: list[Any]) -> Assault:
 def _not_finite(draw: Draw, method: str, frames: list[Any]) -> Assault:
     """One value, or one scale, is none."""
     index = draw(st.sampled_from([1, 3]))
-    tensor = _values(TOKENS if index == 1 else (4 if method == "StreamSteps" else 2))
+    tensor = _values(_spec(frames[index]).shape[0])
     tensor[draw(st.integers(0, len(tensor) - 1)), draw(st.integers(0, WIDTH - 1))] = draw(
         st.sampled_from([float("nan"), float("inf"), float("-inf")])
     )
-    encoding = _first_spec(frames).encoding
+    encoding = _spec(frames[1]).encoding
     frames[index + 1].chunk.data = bytes(encode_tensor(tensor, encoding)[1])
     return _assault(method, f"{ENCODING_NAMES[encoding]} not finite", frames, must_fail=True)
 
@@ -182,7 +199,7 @@ def _other_encoding(draw: Draw, method: str, frames: list[Any]) -> Assault:
     """The opening asks for one encoding, perhaps an unknown one; the tensors come in another."""
     asked = draw(st.sampled_from([*ENCODING_NAMES, 0, 5, 77, -1]))
     frames[0].open_session.encoding = asked
-    came = _first_spec(frames).encoding
+    came = _spec(frames[1]).encoding
     is_granted = asked in ENCODING_NAMES and came in (tpb.ENCODING_RAW, asked)
     return _assault(method, f"asked {asked}, came {came}", frames, must_fail=not is_granted)
 
@@ -202,17 +219,10 @@ def _oversized(draw: Draw, method: str, frames: list[Any]) -> Assault:
         case "message":
             frames[2].chunk.data = bytes(GRPC_MAX_BYTES + 1)
         case "lengths":
-            frames[1].MergeFrom(type(frames[1])(**_long_lengths(method)))
+            getattr(frames[1], frames[1].WhichOneof("frame")).sequence_lengths.extend([1] * 200_000)
         case "run":
             frames[0].open_session.run = "runs/" + "r" * (1 << 20)
     return _assault(method, f"oversized {how}", frames, must_fail=True, is_over_grpc=how == "message")
-
-
-def _long_lengths(method: str) -> dict[str, Any]:
-    lengths = [1] * 200_000
-    if method == "Decode":
-        return {"step": pb.DecodeStep(sequence_lengths=lengths)}
-    return {"forward": pb.ForwardStep(sequence_lengths=lengths, output_positions=lengths)}
 
 
 def _assault(method: str, what: str, frames: Sequence[Message], **judged: bool) -> Assault:
@@ -230,6 +240,10 @@ def _leaves(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
 
 def _set(draw: Draw, holder: Message, leaf: FieldDescriptor) -> object:
     """Gives the field a value of its type, and says which."""
+    if leaf.is_repeated and leaf.cpp_type == FieldDescriptor.CPPTYPE_FLOAT:
+        floats = draw(st.lists(FLOATS, max_size=6))
+        getattr(holder, leaf.name)[:] = floats
+        return floats
     if leaf.is_repeated:
         values = [_fitting(value, leaf) for value in draw(st.lists(INTEGERS, max_size=6))]
         getattr(holder, leaf.name)[:] = values
@@ -251,9 +265,10 @@ def _fitting(value: int, leaf: FieldDescriptor) -> int:
     return max(-(1 << 31), min(value, (1 << 31) - 1)) if leaf.cpp_type in INT32_TYPES else value
 
 
-def _first_spec(frames: list[Any]) -> tpb.TensorSpec:
-    header = frames[1]
-    spec: tpb.TensorSpec = getattr(header, header.WhichOneof("frame")).inputs_embeds
+def _spec(header: Any) -> tpb.TensorSpec:
+    """Of the tensor that a header announces."""
+    step = getattr(header, header.WhichOneof("frame"))
+    spec: tpb.TensorSpec = step.grad_output if isinstance(step, pb.BackwardStep) else step.inputs_embeds
     return spec
 
 

@@ -53,7 +53,7 @@ CLEAR = (
     TooManyPendingSteps,
     Unsupported,
 )
-BOUNDS = ("--max-pass-tokens", "64", "--max-pending-steps", "2", "--progress-timeout-s", "20")
+BOUNDS = ("--max-pass-tokens", "64", "--max-pending-steps", "2", "--progress-timeout-s", "20", "--allow-loss-on-server")
 OWN = [("grpc.use_local_subchannel_pool", 1)]
 CHANNELS, STREAMS_AT_ONCE, BATCH = 4, 12, 12
 PATIENCE_S = 60.0
