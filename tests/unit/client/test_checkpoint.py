@@ -20,6 +20,7 @@ from fednano.v1.run_pb2 import TrainConfig
 from fednano.wire.artifacts import file_sha256
 from services.client.checkpoint import FILE, Checkpoint, TrainingKey, load_checkpoint, save_checkpoint
 from services.client.finished_update import FinishedUpdate, load_finished, save_finished
+from services.client.fisher_path import FisherPath
 from services.client.trainer import LocalTraining, Position, example_order
 from services.client.training_folder import TrainingFolder
 
@@ -251,3 +252,46 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("killed_after", [2, 4])
+def test_fisher_information_along_a_training_that_was_killed_has_the_bits_of_one_that_was_not(
+    tmp_path: Path, language: LanguageModel, parts: EdgeParts, killed_after: int
+) -> None:
+    whole, first, second = FisherPath(), FisherPath(), FisherPath()
+    run(LocalTraining(edge_of(parts), language, CONFIG, fisher=whole), parts)
+    place, training = place_in(tmp_path), LocalTraining(edge_of(parts), language, CONFIG, fisher=first)
+
+    def kill() -> None:
+        place.save_if_due(training, Traffic(), 0.0)
+        if training.position.step_count == killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(training, parts, kill)
+    resumed = LocalTraining(edge_of(parts, seed=99), language, CONFIG, fisher=second)
+    place_in(tmp_path).restore(resumed, Traffic())
+    assert resumed.position.step_count == killed_after
+    run(resumed, parts)
+    assert_same(second.mean.mean(), whole.mean.mean())
+    assert second.mean.reliability() == whole.mean.reliability()
+
+
+def test_the_proximal_term_is_about_the_rounds_adapters_also_after_a_kill(
+    tmp_path: Path, language: LanguageModel, parts: EdgeParts
+) -> None:
+    whole = LocalTraining(edge_of(parts), language, CONFIG, proximal_mu=5.0)
+    run(whole, parts)
+    place, training = place_in(tmp_path), LocalTraining(edge_of(parts), language, CONFIG, proximal_mu=5.0)
+
+    def kill() -> None:
+        place.save_if_due(training, Traffic(), 0.0)
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(training, parts, kill)
+    # The process that comes next loads the round's adapters before it goes on.
+    resumed = LocalTraining(edge_of(parts), language, CONFIG, proximal_mu=5.0)
+    place_in(tmp_path).restore(resumed, Traffic())
+    run(resumed, parts)
+    assert_same(resumed.tensors(), whole.tensors())
