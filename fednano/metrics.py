@@ -4,7 +4,7 @@ docs/operations.md lists the names. A label's values are bounded: methods, codes
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -80,6 +80,16 @@ class RpcMetrics:
             "fednano_rpc_active", "Calls that have begun and not ended.", CALL_LABELS, registry=registry
         )
         self._bytes = Counter("fednano_rpc_bytes", "Bytes of messages.", [*CALL_LABELS, "direction"], registry=registry)
+        self._registry = registry
+
+    def show_certificate_end(self, end_s: Callable[[], float]) -> None:
+        """Once, for a service that has a certificate; ``end_s`` is asked at each scrape."""
+        end = Gauge(
+            "fednano_certificate_end_timestamp_seconds",
+            "When the certificate in use ends, in seconds since 1970.",
+            registry=self._registry,
+        )
+        end.set_function(end_s)
 
     @contextmanager
     def call(self, method: str) -> Iterator[Outcome]:

@@ -11,8 +11,7 @@ from fednano.config import Security
 from fednano.errors import PeerUnavailable, Unauthenticated, WireError
 from fednano.rpc.peer_channel import PeerChannel, refuse_revoked, why_untrusted
 from fednano.rpc.retry import call_once
-from fednano.rpc.server_files import revocation_list
-from fednano.security.pem_files import PemFiles
+from fednano.rpc.server_files import own_files, revocation_list
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 1.0
@@ -46,7 +45,7 @@ def open_channel(address: str, security: Security) -> PeerChannel:
     # Only to see at once whether it can be read.
     revocation_list(security)
     options = CHANNEL_OPTIONS + (NAME_OPTIONS if address.startswith("dns:") else [])
-    return PeerChannel(address, security, options, None if security.insecure else PemFiles(security))
+    return PeerChannel(address, security, options, own_files(security))
 
 
 async def wait_until_serving(channel: grpc.aio.Channel, service: str, peer: str, timeout_s: float) -> None:

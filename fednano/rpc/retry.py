@@ -13,6 +13,7 @@ from fednano.telemetry import get_logger
 
 log = get_logger("rpc")
 ResultT = TypeVar("ResultT")
+Doubt = Callable[[], Awaitable[FednanoError | None]]
 
 BACK_OFF = wait_random_exponential(multiplier=0.2, max=5.0)
 # A peer may ask for patience, but not for any amount of it.
@@ -26,22 +27,13 @@ async def call_with_retry(
     what: str,
     give_up_after_s: float,
     before_retry: Callable[[], None] | None = None,
-    doubt: Callable[[], Awaitable[FednanoError | None]] | None = None,
+    doubt: Doubt | None = None,
 ) -> ResultT:
     """The result of ``call``, made anew after each retryable failure until ``give_up_after_s`` seconds have passed.
 
     ``call`` must be idempotent. Raises the last failure as a WireError. What is waited for is logged once an attempt.
     ``doubt`` is asked where the peer cannot be reached: an error that it knows is raised at once, in place of waiting.
     """
-
-    async def attempt() -> ResultT:
-        try:
-            return await call_once(call, peer=peer)
-        except PeerUnavailable:
-            known = await doubt() if doubt is not None else None
-            if known is None:
-                raise
-        raise known
 
     def say(state: RetryCallState) -> None:
         if before_retry is not None:
@@ -63,7 +55,7 @@ async def call_with_retry(
         before_sleep=say,
         reraise=True,
     )
-    return await retrying(attempt)
+    return await retrying(_attempt, call, peer, doubt)
 
 
 async def call_once(call: Callable[[], Awaitable[ResultT]], *, peer: str) -> ResultT:
@@ -81,6 +73,16 @@ async def call_once(call: Callable[[], Awaitable[ResultT]], *, peer: str) -> Res
         if task is not None and task.cancelling():
             raise
         raise PeerUnavailable(f"{peer} cancelled the call", peer=peer) from None
+
+
+async def _attempt(call: Callable[[], Awaitable[ResultT]], peer: str, doubt: Doubt | None) -> ResultT:
+    try:
+        return await call_once(call, peer=peer)
+    except PeerUnavailable:
+        known = await doubt() if doubt is not None else None
+        if known is None:
+            raise
+    raise known
 
 
 def is_retryable(error: BaseException) -> bool:

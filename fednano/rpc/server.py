@@ -20,8 +20,9 @@ from fednano.errors import PeerUnavailable
 from fednano.metrics import RpcMetrics
 from fednano.rpc.gate import Gate, GateTerms
 from fednano.rpc.interceptor import CallInterceptor
-from fednano.rpc.server_files import revocation_list, server_credentials
+from fednano.rpc.server_files import own_files, revocation_list, server_credentials
 from fednano.rpc.traced import TraceInterceptor
+from fednano.security.pem_files import PemFiles
 from fednano.security.watch import CertificateWatch
 from fednano.telemetry import get_logger
 
@@ -75,19 +76,20 @@ async def serving(
     calls; where they are served, ``metrics_address`` is logged beside the address. ``gate`` says how strictly callers
     are judged; without it by their certificates alone. ``ops_listen`` is a second address for callers that have none.
     """
-    watch = CertificateWatch(revocation_list(security))
-    judged = Gate(gate or GateTerms(security=security), watch)
-    keeper = CallInterceptor(judged, metrics or RpcMetrics(CollectorRegistry()))
+    files, watch = own_files(security), CertificateWatch(revocation_list(security))
+    metrics = metrics or RpcMetrics(CollectorRegistry())
+    if files is not None:
+        metrics.show_certificate_end(files.end_s)
+    keeper = CallInterceptor(Gate(gate or GateTerms(security=security), watch), metrics)
     server = grpc.aio.server(interceptors=[keeper, TraceInterceptor()], options=SERVER_OPTIONS)
     for add in services.values():
         add(server)
-    health = await _add_health(server, list(services))
-    address = _bind(server, listen, security)
-    ops_address = _bind(server, ops_listen, security, asks_certificate=False) if ops_listen else ""
+    health, address = await _add_health(server, list(services)), _bind(server, listen, files)
+    ops_address = _bind(server, ops_listen, files, asks_certificate=False) if ops_listen else ""
     await server.start()
     if ready_file is not None:
         _write_atomically(ready_file, address)
-    said = {"services": list(services), "plaintext": security.insecure, "version": version("fednano")}
+    said = {"services": list(services), "plaintext": files is None, "version": version("fednano")}
     log.info("serving", address=address, ops_address=ops_address, metrics=metrics_address, **said)
     try:
         async with watch.looking():
@@ -124,16 +126,16 @@ async def _add_health(server: grpc.aio.Server, services: Sequence[str]) -> healt
     return health
 
 
-def _bind(server: grpc.aio.Server, listen: str, security: Security, *, asks_certificate: bool = True) -> str:
+def _bind(server: grpc.aio.Server, listen: str, files: PemFiles | None, *, asks_certificate: bool = True) -> str:
     host = listen.rpartition(":")[0]
     try:
-        if security.insecure:
+        if files is None:
             log.warning(
                 "plaintext", listen=listen, why="--insecure was given: nothing is encrypted, nobody is authenticated"
             )
             port = server.add_insecure_port(listen)
         else:
-            port = server.add_secure_port(listen, server_credentials(security, asks_certificate=asks_certificate))
+            port = server.add_secure_port(listen, server_credentials(files, asks_certificate=asks_certificate))
     except RuntimeError as error:
         raise PeerUnavailable(f"cannot listen on {listen}: is another process there? ({error})", peer=listen) from None
     return f"{host}:{port}"

@@ -7,17 +7,26 @@ from fednano.security.pem_files import Credentials, PemFiles
 from fednano.security.revocation import RevocationList
 
 
-def server_credentials(security: Security, *, asks_certificate: bool = True) -> grpc.ServerCredentials:
+def server_credentials(files: PemFiles, *, asks_certificate: bool = True) -> grpc.ServerCredentials:
     """Callers must show a certificate of the CA, or, where it is not asked for, cannot: gRPC's Python knows no third
-    way. Raises SettingsInvalid where the files are wrong at the start."""
-    files = PemFiles(security)
+    way."""
+    shown = files.current
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:
         # In one of gRPC's threads, before each handshake; None lets it go on with what it has.
-        return _configuration(files.current) if files.refresh() else None
+        nonlocal shown
+        files.refresh()
+        if files.current is shown:
+            return None
+        shown = files.current
+        return _configuration(shown)
 
-    first = _configuration(files.current)
-    return grpc.dynamic_ssl_server_credentials(first, renewed, asks_certificate)  # type: ignore[arg-type]
+    return grpc.dynamic_ssl_server_credentials(_configuration(shown), renewed, asks_certificate)  # type: ignore[arg-type]
+
+
+def own_files(security: Security) -> PemFiles | None:
+    """None for plaintext. Raises SettingsInvalid where the files are wrong at the start."""
+    return None if security.insecure else PemFiles(security)
 
 
 def revocation_list(security: Security) -> RevocationList | None:

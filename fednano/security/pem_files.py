@@ -46,6 +46,10 @@ class PemFiles:
         self.current = _read(self._paths)
         _tell(self.current, self._paths[1])
 
+    def end_s(self) -> float:
+        """When the certificate in use ends, in seconds since 1970."""
+        return self.current.certificate.not_valid_after_utc.timestamp()
+
     def refresh(self) -> bool:
         """Whether there are other credentials now. May be called in any thread."""
         with self._lock:

@@ -10,6 +10,7 @@ import torch
 from fednano.errors import WireError
 from fednano.model.language import LanguageModel
 from fednano.model.quantized import Precision
+from fednano.security.identity import peer_identity
 from fednano.v1 import split_service_pb2 as pb
 from fednano.v1 import split_service_pb2_grpc as rpc
 from fednano.v1 import tensor_pb2 as tpb
@@ -148,8 +149,8 @@ def scheduler_terms(settings: ServerSettings, model: LanguageModel) -> Scheduler
 
 def _client(context: Context) -> Hashable:
     """Whom fairness is owed to: who a certificate says it is, otherwise the connection."""
-    identities = context.peer_identities()
-    return tuple(identities) if identities else context.peer()
+    identity = peer_identity(context)
+    return str(identity) if identity else context.peer()
 
 
 def _given(asked: int | None, otherwise: int) -> int:

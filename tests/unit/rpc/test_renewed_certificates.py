@@ -11,9 +11,11 @@ from typing import Any
 import grpc.aio
 import pytest
 from cryptography import x509
+from prometheus_client import CollectorRegistry
 
 from fednano.config import Security
 from fednano.errors import SettingsInvalid, Unauthenticated
+from fednano.metrics import RpcMetrics
 from fednano.rpc.channels import open_channel
 from fednano.rpc.server import serving
 from fednano.rpc.status import from_rpc_error
@@ -47,16 +49,19 @@ class Echo(pb_grpc.SplitServiceServicer):
 class Scene:
     authority: Authority
     address: str
+    # The second one, where callers show no certificate.
+    ops_address: str
+    registry: CollectorRegistry
 
     def security(self, subject: Subject) -> Security:
         return security(self.authority, subject)
 
-    def shown_serial(self) -> int:
+    def shown_serial(self, address: str = "") -> int:
         """Of the certificate that the server shows to a new connection."""
         files = self.security(SITE)
         context = ssl.create_default_context(cafile=files.tls_ca)
         context.load_cert_chain(str(files.tls_cert), str(files.tls_key))
-        host, _, port = self.address.rpartition(":")
+        host, _, port = (address or self.address).rpartition(":")
         with (
             socket.create_connection((host, int(port)), timeout=5) as plain,
             context.wrap_socket(plain, server_hostname=host) as wrapped,
@@ -89,8 +94,11 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     def add(server: grpc.aio.Server) -> None:
         pb_grpc.add_SplitServiceServicer_to_server(Echo(), server)
 
-    async with serving({SERVICE: add}, "127.0.0.1:0", security(authority, SERVER), grace_s=0.1) as running:
-        yield Scene(authority=authority, address=running.address)
+    files, registry = security(authority, SERVER), CollectorRegistry()
+    async with serving(
+        {SERVICE: add}, "127.0.0.1:0", files, grace_s=0.1, metrics=RpcMetrics(registry), ops_listen="127.0.0.1:0"
+    ) as running:
+        yield Scene(authority=authority, address=running.address, ops_address=running.ops_address, registry=registry)
 
 
 async def caller_serial(stub: Any) -> int:
@@ -110,8 +118,18 @@ async def test_a_server_shows_its_renewed_certificate_and_open_streams_go_on(sce
         scene.authority.issue(SERVER)
         second = await asyncio.to_thread(scene.shown_serial)
         assert (first != second, second) == (True, serial(scene.authority, SERVER))
+        assert await asyncio.to_thread(scene.shown_serial, scene.ops_address) == second
         await ask(stream)
         stream.cancel()
+
+
+async def test_the_end_of_the_certificate_in_use_is_measured(scene: Scene) -> None:
+    name = "fednano_certificate_end_timestamp_seconds"
+    before = scene.registry.get_sample_value(name)
+    scene.authority.issue(SERVER, days=1)
+    await asyncio.to_thread(scene.shown_serial)
+    after = scene.registry.get_sample_value(name)
+    assert (before or 0) - (after or 0) == pytest.approx(89 * 86400, abs=60)
 
 
 async def test_a_client_shows_its_renewed_certificate_and_open_streams_go_on(scene: Scene) -> None:
