@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from fednano.errors import ModelInvalid
@@ -18,6 +19,7 @@ from fednano.model.decoding import Decoder, DecodeStep, DecodingState, decoder_o
 from fednano.model.device_attention import PackedLayout, attention_name
 from fednano.model.layers import DecoderLayers
 from fednano.model.manifest import Manifest, language_digest, read_manifest
+from fednano.model.packed_linear import can_pack, packed_bytes
 from fednano.model.packing import DEFAULT_ROW_TILE, JoinedPass, OutputKind, Passage, join
 from fednano.model.quantized import Precision, quantize_linears
 
@@ -25,12 +27,15 @@ from fednano.model.quantized import Precision, quantize_linears
 class LanguageModel:
     """A transformers causal language model whose weights never change. Not for two threads at once."""
 
-    def __init__(self, model: Any, manifest: Manifest, *, quantize: Precision | None = None) -> None:
+    def __init__(
+        self, model: Any, manifest: Manifest, *, quantize: Precision | None = None, may_end: bool = True
+    ) -> None:
+        """``may_end`` says whether a pass may end between two layers."""
         self._model = model
         # Its digest is that of the files, whatever was rounded of them since.
         self.manifest = manifest
         self.quantize = quantize
-        self.layers = DecoderLayers(model)
+        self.layers = DecoderLayers(model, may_end=may_end)
         # The same for every pass, alone or joined with others: see fednano.model.packing.
         self.row_tile = DEFAULT_ROW_TILE
         # Whether decoding may have a copy of the weights for itself, where that makes it faster.
@@ -41,7 +46,7 @@ class LanguageModel:
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         tensors = [*model.parameters(), *model.buffers()]
-        self._weight_addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        self._weight_addresses = {storage_of(tensor).data_ptr() for tensor in tensors}
 
     def forward(
         self,
@@ -69,11 +74,15 @@ class LanguageModel:
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` shares its memory with a weight, and so costs nothing to keep."""
-        return tensor.untyped_storage().data_ptr() in self._weight_addresses
+        return storage_of(tensor).data_ptr() in self._weight_addresses
 
     @property
     def layer_count(self) -> int:
         return int(self._model.config.num_hidden_layers)
+
+    def packed_decoder_bytes(self) -> int:
+        """What that copy takes; 0 where there is none to have."""
+        return packed_bytes(self._model) if can_pack(self._model) else 0
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -133,6 +142,19 @@ def load_language_model(
 
     Raises ModelInvalid, naming the file, where the files are missing or are not those that the manifest was made for.
     """
+    model, manifest = read_language_model(folder, dtype, torch.device(device))
+    if quantize is not None:
+        quantize_linears(model, quantize)
+    loaded = LanguageModel(model.to(device), manifest, quantize=quantize)
+    try_out(loaded)
+    return loaded
+
+
+def read_language_model(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, Manifest]:
+    """The frozen transformers model in ``folder``, on the CPU still, with the attention for ``device``.
+
+    Raises ModelInvalid as ``load_language_model`` does.
+    """
     manifest = read_manifest(folder)
     digest = language_digest(folder)
     if digest != manifest.digest:
@@ -140,18 +162,24 @@ def load_language_model(
         raise ModelInvalid(message, file=str(folder))
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention_name(torch.device(device)), local_files_only=True
+            folder, dtype=dtype, attn_implementation=attention_name(device), local_files_only=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelInvalid(f"{folder} is no causal language model: {error}", file=str(folder)) from error
-    if quantize is not None:
-        quantize_linears(model, quantize)
-    model.to(device).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     if (model.config.hidden_size, model.config.vocab_size) != (manifest.hidden_size, manifest.vocab_size):
         message = f"{folder / 'config.json'} and manifest.json differ in hidden_size or vocab_size; cut the model again"
         raise ModelInvalid(message, file=str(folder / "config.json"))
-    loaded = LanguageModel(model, manifest, quantize=quantize)
-    with torch.no_grad():
-        # A family whose attention is not computed here says so now, not to the first client.
-        loaded.forward(torch.zeros(1, loaded.hidden_size), [1], [0], "logits")
-    return loaded
+    return model, manifest
+
+
+@torch.no_grad()
+def try_out(model: LanguageModel) -> None:
+    """Raises ModelInvalid where attention is not computed as the family wants it: now, not to the first client."""
+    model.forward(torch.zeros(1, model.hidden_size), [1], [0], "logits")
+
+
+def storage_of(tensor: Tensor) -> torch.UntypedStorage:
+    """Where the numbers lie, of a tensor that is spread over processes those of this one."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.untyped_storage()

@@ -4,7 +4,7 @@ P: rows of a packed pass   D: hidden size
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,9 @@ Layer = Callable[[Tensor], Tensor]
 class DecoderLayers:
     """Takes its place around the decoder layers of a transformers model. For the one thread that runs the model."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, may_end: bool = True) -> None:
+        """``may_end`` False: passes go on to their end, for other processes take part in them."""
+        self._may_end = may_end
         self._check: Check = _go_on
         self._checkpointed = False
         for layer in _layers_of(model):
@@ -32,23 +34,30 @@ class DecoderLayers:
     @contextmanager
     def checked(self, check: Check) -> Iterator[None]:
         """While the block runs, ``check`` is called before each layer, forward and backward; it may raise."""
-        before, self._check = self._check, check
+        before, self._check = self._check, check if self._may_end else _go_on
         try:
             yield
         finally:
             self._check = before
 
-    @contextmanager
-    def checkpointed(self) -> Iterator[None]:
+    def checkpointed(self) -> AbstractContextManager[None]:
         """Graphs made while the block runs keep each layer's inputs alone; backward computes the layer again.
 
         The same operations on the same numbers: no bit changes.
         """
-        before, self._checkpointed = self._checkpointed, True
+        return self.checkpointing(True)
+
+    @contextmanager
+    def checkpointing(self, wanted: bool) -> Iterator[None]:
+        before, self._checkpointed = self._checkpointed, wanted
         try:
             yield
         finally:
             self._checkpointed = before
+
+    @property
+    def is_checkpointed(self) -> bool:
+        return self._checkpointed
 
     def check(self) -> None:
         self._check()

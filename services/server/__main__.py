@@ -10,14 +10,16 @@ from fednano.config import read_settings
 from fednano.errors import LocalError, PeerUnavailable
 from fednano.metrics import RpcMetrics, new_registry, serve_metrics
 from fednano.model.language import LanguageModel
+from fednano.model.ranks import Ranks
 from fednano.rpc.gate import gate_terms
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import configure_logging, get_logger
 from fednano.tracing import tracing
 from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server
 from fednano.wire.heap import keep_freed_memory
-from services.server.backbone import load_backbone
+from services.server.backbone import follow, followers_of, join_ranks, load_backbone
 from services.server.exactness import choose_batching
+from services.server.memory_budget import may_pack
 from services.server.metrics import ServerMetrics
 from services.server.model_thread import ModelThread
 from services.server.servicer import SERVICE, SplitServicer
@@ -35,15 +37,27 @@ def main() -> int:
         settings = read_settings(ServerSettings)
         configure_logging("server", level=settings.log_level)
         with tracing("fednano.server", settings.trace_endpoint):
-            asyncio.run(serve(settings))
+            ranks = join_ranks(settings)
+            if ranks is None or ranks.is_lead:
+                asyncio.run(serve(settings, ranks))
+            else:
+                follow(settings, ranks)
     except (LocalError, PeerUnavailable) as error:
         sys.stderr.write(f"services.server: {error.message}\n")
         return 2
     return 0
 
 
-async def serve(settings: ServerSettings) -> None:
-    """Serves until SIGTERM or SIGINT."""
+async def serve(settings: ServerSettings, ranks: Ranks | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, for all ``ranks``."""
+    # Not in the model's thread, whose deadline is that of a pass: a large model takes minutes to read.
+    model = await asyncio.to_thread(load_backbone, settings, ranks)
+    with followers_of(model):
+        settings = await asyncio.to_thread(_with_batching, settings, model)
+        await _serve_model(settings, model)
+
+
+async def _serve_model(settings: ServerSettings, model: LanguageModel) -> None:
     registry = new_registry()
     with serve_metrics(registry, settings.metrics_listen) as metrics_address, gate_terms(settings) as gate:
         thread = ModelThread(
@@ -53,9 +67,6 @@ async def serve(settings: ServerSettings) -> None:
             metrics=ServerMetrics(registry),
         )
         try:
-            # Not in the model's thread, whose deadline is that of a pass: a large model takes minutes to read.
-            model = await asyncio.to_thread(load_backbone, settings)
-            settings = await asyncio.to_thread(_with_batching, settings, model)
             log.info("starting", settings=settings.shown())
             servicer = SplitServicer(model, thread, settings)
             async with serving(
@@ -79,6 +90,7 @@ async def serve(settings: ServerSettings) -> None:
 def _with_batching(settings: ServerSettings, model: LanguageModel) -> ServerSettings:
     # In this thread: bits depend on how many there are.
     torch.set_num_threads(settings.threads)
+    model.packs_decoder = may_pack(model)
     chosen = choose_batching(settings.batching, model)
     log.info(
         "batching",
@@ -86,6 +98,7 @@ def _with_batching(settings: ServerSettings, model: LanguageModel) -> ServerSett
         chosen=chosen,
         row_tile=model.row_tile,
         decode_row_tile=model.decoder.row_tile,
+        packs_decoder=model.packs_decoder,
     )
     return settings.model_copy(update={"batching": chosen})
 

@@ -11,6 +11,7 @@ from fednano.model.language import LanguageModel
 HOST_GRAPHS_SHARE = 0.4
 DEVICE_GRAPHS_SHARE = 0.5
 INPUTS_SHARE = 0.125
+PACKED_SHARE = 0.25
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP_MAX = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_CURRENT = Path("/sys/fs/cgroup/memory.current")
@@ -31,6 +32,11 @@ def graph_budget_bytes(model: LanguageModel) -> int:
 def input_budget_bytes() -> int:
     """Inputs live in the host's memory, wherever the model computes."""
     return int(INPUTS_SHARE * free_host_bytes())
+
+
+def may_pack(model: LanguageModel) -> bool:
+    """Whether there is room for a second copy of the weights, laid out for decoding."""
+    return model.packed_decoder_bytes() <= PACKED_SHARE * free_host_bytes()
 
 
 def guessed_row_bytes(model: LanguageModel) -> int:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fednano.model.language import LanguageModel
+from fednano.model.language import LanguageModel, storage_of
 
 
 class SavedBytes:
@@ -27,7 +27,7 @@ class SavedBytes:
 
     def add(self, tensor: Tensor) -> None:
         if not self._model.is_weight(tensor):
-            storage = tensor.untyped_storage()
+            storage = storage_of(tensor)
             self._storages[storage.data_ptr()] = storage.nbytes()
 
     def _note(self, tensor: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ class ServerSettings(ServiceSettings):
     quantize: Literal["none", "int8", "int4"] = Field(
         "none", description="round the layers' weights when they are loaded; needs the extra quantize"
     )
+    tensor_parallel: bool = Field(
+        False, description="spread each layer over the processes that torchrun started; with --device auto"
+    )
     threads: int = Field(1, ge=1, le=1024, description="CPU threads of a pass")
     max_pass_tokens: int = Field(16_384, ge=1, description="most tokens of a pass, and of one stream's decoding caches")
     batching: Batching = Field(
