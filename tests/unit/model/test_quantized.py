@@ -17,8 +17,8 @@ from fednano.model.manifest import Manifest, language_digest, write_manifest
 from fednano.model.quantized import Precision, QuantizedLinear
 
 LENGTHS = (9, 3, 14)
-# Of random weights, so that no error hides behind another: the norm of the difference to that of the whole.
-ERRORS: dict[Precision, float] = {"int8": 0.015, "int4": 0.2}
+# Of outputs and of gradients: the norm of the difference to that of the whole, in a model of random weights.
+ERRORS: dict[Precision, tuple[float, float]] = {"int8": (0.01, 0.015), "int4": (0.15, 0.25)}
 # The layers' bytes to those in float32: with int4, a scale of four bytes for 32 weights is a quarter of all.
 BYTES: dict[Precision, float] = {"int8": 0.27, "int4": 0.16}
 
@@ -35,6 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
+        # As usual, the layers of a model that was never trained would hardly be heard beside its inputs.
+        initializer_range=0.1,
     )
     return write(tmp_path_factory.mktemp("tiny"), config, 64)
 
@@ -61,8 +63,8 @@ def share(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("precision", ERRORS)
 def test_rounded_weights_change_outputs_and_gradients_by_little(folder: Path, precision: Precision) -> None:
     whole, rounded = load_language_model(folder), load_language_model(folder, quantize=precision)
-    for found, wanted in zip(both_passes(rounded), both_passes(whole), strict=True):
-        assert 0 < share(found, wanted) < ERRORS[precision]
+    for found, wanted, bound in zip(both_passes(rounded), both_passes(whole), ERRORS[precision], strict=True):
+        assert bound / 3 < share(found, wanted) < bound
     assert rounded.manifest.digest == whole.manifest.digest
     assert (whole.quantize, rounded.quantize) == (None, precision)
 
