@@ -4,7 +4,8 @@ This is the one place that catches everything; servicers catch nothing.
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+import inspect
+from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from grpc_status import rpc_status
 from prometheus_client import Counter
 from structlog.contextvars import bind_contextvars
 
-from fednano.errors import FednanoError, InternalFault, WireError
+from fednano.errors import FednanoError, InternalFault, Unsupported, WireError
 from fednano.metrics import Outcome, RpcMetrics
 from fednano.rpc.gate import REFUSALS, Gate, Passage
 from fednano.rpc.limits import TooManyCalls
@@ -133,14 +134,21 @@ def _unary(
 
 
 def _stream(
-    inner: Callable[[Any, Context], AsyncIterator[Any]], method: str, metrics: RpcMetrics, gate: Gate, reader: _Reader
-) -> Callable[[Any, Context], AsyncIterator[Any]]:
-    async def call(received: Any, context: Context) -> AsyncIterator[Any]:
+    inner: Callable[[Any, Context], Any], method: str, metrics: RpcMetrics, gate: Gate, reader: _Reader
+) -> Callable[[Any, Context], Awaitable[None]]:
+    """Writes the responses itself: a call that is ended while it waits for its reader ends here, with its reason."""
+
+    async def call(received: Any, context: Context) -> None:
         with metrics.call(method) as outcome:
             try:
                 async with gate.passing(method, context) as passage:
-                    async for response in inner(await reader.read(received, passage), context):
-                        yield response
+                    answered = inner(await reader.read(received, passage), context)
+                    if inspect.isawaitable(answered):
+                        # One that writes for itself, such as gRPC's own health service.
+                        await answered
+                    else:
+                        async for response in answered:
+                            await context.write(response)
             except Exception as error:
                 await reader.linger(received, error)
                 await _refuse(error, context, method, outcome)
@@ -152,6 +160,8 @@ async def _refuse(error: Exception, context: Context, method: str, outcome: Outc
     if isinstance(error, grpc.aio.AbortError):
         outcome.code = getattr(context.code(), "name", "UNKNOWN")
         raise error
+    if isinstance(error, NotImplementedError):
+        error = Unsupported(f"{method} is not implemented here")
     if not isinstance(error, WireError):
         log.error("call_failed", method=method, error=type(error).__name__, exc_info=error)
         kept = (

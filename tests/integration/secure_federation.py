@@ -89,7 +89,7 @@ def secure_federation(
         for process in started.values():
             process.terminate()
         for process in started.values():
-            process.wait(timeout=20)
+            process.wait(timeout=60)
 
 
 def tls(folder: Path) -> grpc.ChannelCredentials:

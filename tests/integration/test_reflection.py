@@ -59,6 +59,18 @@ async def test_each_service_reports_its_health(channel: grpc.aio.Channel) -> Non
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_health_can_be_watched(channel: grpc.aio.Channel) -> None:
+    watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=OURS[0]), timeout=10)
+    assert (await watched.read()).status == health_pb2.HealthCheckResponse.SERVING
+    watched.cancel()
+
+
+async def test_a_method_without_an_implementation_says_so(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest(), timeout=10)
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 async def _reflected_pool(channel: grpc.aio.Channel, symbol: str) -> descriptor_pool.DescriptorPool:
     """All that the symbol's file rests on, in a pool of its own."""
     answer = await ask(channel, reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol))
