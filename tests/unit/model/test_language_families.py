@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from fednano.errors import ModelInvalid
+from fednano.model.device_attention import NAME as DEVICE_ATTENTION
 from fednano.model.language import LanguageModel, load_language_model
 from fednano.model.manifest import Manifest, language_digest, write_manifest
 from fednano.model.packing import OutputKind, Passage, join
@@ -64,11 +65,30 @@ def test_packed_passes_and_decoding_equal_plain_transformers(tmp_path: Path, nam
     torch.testing.assert_close(last, wanted[[8, 25]], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["hidden_states", "logits"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_passage_has_the_same_bits_alone_and_joined_with_others(tmp_path: Path, name: str, kind: OutputKind) -> None:
+def test_every_family_gets_the_same_outputs_by_the_attention_for_a_gpu(tmp_path: Path, name: str) -> None:
     write_model(tmp_path, CONFIGS[name])
     model = load_language_model(tmp_path)
+    inputs_SD = torch.randn(26, 32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        wanted = model.forward(inputs_SD, LENGTHS, range(26), "logits")
+        model._model.set_attn_implementation(DEVICE_ATTENTION)
+        found = model.forward(inputs_SD, LENGTHS, range(26), "logits")
+    assert not torch.equal(found, wanted)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["hidden_states", "logits"])
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_passage_has_the_same_bits_alone_and_joined_with_others(
+    tmp_path: Path, name: str, kind: OutputKind, is_packed: bool
+) -> None:
+    write_model(tmp_path, CONFIGS[name])
+    model = load_language_model(tmp_path)
+    if is_packed:
+        model.pack()
     generator = torch.Generator().manual_seed(2)
     passages = [passage(lengths, generator) for lengths in ((9, 3, 14), (1,), (64,), (30, 31), (2,), (17,))]
     together = both_passes(model, passages, kind)
@@ -76,6 +96,21 @@ def test_a_passage_has_the_same_bits_alone_and_joined_with_others(tmp_path: Path
         assert torch.equal(alone[0], joined[0])
         assert torch.equal(alone[1], joined[1])
         assert alone[1].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["hidden_states", "logits"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_weights_change_outputs_and_gradients_by_rounding_alone(
+    tmp_path: Path, name: str, kind: OutputKind
+) -> None:
+    write_model(tmp_path, CONFIGS[name])
+    plain, packed = load_language_model(tmp_path), load_language_model(tmp_path)
+    packed.pack()
+    generator = torch.Generator().manual_seed(2)
+    passages = [passage(lengths, generator) for lengths in ((9, 3, 14), (1,), (64,))]
+    for wanted, got in zip(both_passes(plain, passages, kind), both_passes(packed, passages, kind), strict=True):
+        for near, one in zip(wanted, got, strict=True):
+            torch.testing.assert_close(one, near, atol=1e-5 * float(near.abs().max()), rtol=1e-4)
 
 
 def passage(lengths: tuple[int, ...], generator: torch.Generator) -> Passage:
