@@ -103,23 +103,7 @@ class Agent:
         joined = await self._join(link, holdings)
         client = ClientName.parse(joined.client.name, "client.name")
         bind_contextvars(run=str(client.parent), client=str(client))
-        terms = SessionTerms(
-            manifest=holdings.parts.manifest,
-            run=str(client.parent),
-            peer=self._server_name,
-            encoding=ENCODINGS_BY_NAME[self._settings.wire_encoding],
-            progress_timeout_s=self._settings.progress_timeout_s,
-            loss_on_server=self._settings.loss_on_server,
-        )
-        language_class = LabelledLanguageModel if self._settings.loss_on_server else RemoteLanguageModel
-        language = language_class(
-            splits[0],
-            asyncio.get_running_loop(),
-            terms,
-            give_up_after_s=self._settings.server_wait_s,
-            abandoned=self._progress.abandoned,
-            replicas=splits[1:],
-        )
+        language = self._language(splits, holdings, client)
         work = LocalWork(
             holdings,
             joined.config,
@@ -142,6 +126,27 @@ class Agent:
             language.close()
             with suppress(WireError):
                 await link.leave(client)
+
+    def _language(
+        self, splits: "Sequence[SplitServiceAsyncStub]", holdings: Holdings, client: ClientName
+    ) -> RemoteLanguageModel:
+        terms = SessionTerms(
+            manifest=holdings.parts.manifest,
+            run=str(client.parent),
+            peer=self._server_name,
+            encoding=ENCODINGS_BY_NAME[self._settings.wire_encoding],
+            progress_timeout_s=self._settings.progress_timeout_s,
+            loss_on_server=self._settings.loss_on_server,
+        )
+        language_class = LabelledLanguageModel if self._settings.loss_on_server else RemoteLanguageModel
+        return language_class(
+            splits[0],
+            asyncio.get_running_loop(),
+            terms,
+            give_up_after_s=self._settings.server_wait_s,
+            abandoned=self._progress.abandoned,
+            replicas=splits[1:],
+        )
 
     async def _join(self, link: AggregatorLink, holdings: Holdings) -> pb.JoinRunResponse:
         """Waits for the run to be created, as long as for a lost aggregator."""
