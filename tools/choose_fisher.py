@@ -41,6 +41,9 @@ SETTINGS: Mapping[str, run_pb2.FisherConfig | None] = {
     "fedavg": None,
     "no-cap": run_pb2.FisherConfig(normalization=L2, floor=1.0, max_share=1.0),
     "default-cap": run_pb2.FisherConfig(normalization=L2, floor=1.0),
+    "floor-0.1": run_pb2.FisherConfig(normalization=L2, floor=0.1),
+    "rank": run_pb2.FisherConfig(normalization=run_pb2.FisherConfig.NORMALIZATION_RANK),
+    "literal": run_pb2.FisherConfig(normalization=run_pb2.FisherConfig.NORMALIZATION_NONE, max_share=1.0),
 }
 
 

@@ -21,6 +21,7 @@ from fednano.rpc.server import serving
 from fednano.split.remote import RemoteLanguageModel
 from fednano.split.session import SessionTerms
 from fednano.v1 import run_pb2
+from fednano.v1.artifact_pb2 import ARTIFACT_KIND_ADAPTER, ARTIFACT_KIND_GRAM
 from fednano.v1.split_service_pb2_grpc import SplitServiceStub, add_SplitServiceServicer_to_server
 from services.client.examples import load_example_set
 from services.client.joining import check_config, parameter_counts
@@ -70,7 +71,13 @@ def initial_adapter(tmp_path: Path, holdings: Holdings) -> Path:
 
 
 @asynccontextmanager
-async def local_work(holdings: Holdings, language: LanguageModel, progress: Progress) -> AsyncIterator[LocalWork]:
+async def local_work(
+    holdings: Holdings,
+    language: LanguageModel,
+    progress: Progress,
+    config: run_pb2.RunConfig | None = None,
+    every_steps: int = 0,
+) -> AsyncIterator[LocalWork]:
     settings = ServerSettings(insecure=True)
     thread = ModelThread(threads=1, max_queued=4, timeout_s=20.0)
     servicer = SplitServicer(language, thread, settings)
@@ -83,7 +90,13 @@ async def local_work(holdings: Holdings, language: LanguageModel, progress: Prog
         ):
             remote = RemoteLanguageModel(SplitServiceStub(channel), asyncio.get_running_loop(), terms)
             yield LocalWork(
-                holdings, config_of(holdings), remote, client_id="client-1", max_pass_tokens=500, progress=progress
+                holdings,
+                config or config_of(holdings),
+                remote,
+                client_id="client-1",
+                max_pass_tokens=500,
+                progress=progress,
+                checkpoint_every_steps=every_steps,
             )
             remote.close()
     finally:
@@ -133,6 +146,50 @@ async def test_an_evaluation_measures_the_test_split(
     assert evaluation.example_count == 9
     assert set(evaluation.metrics) == {"test/accuracy", "test/seconds", "bytes/activations"}
     assert 0 <= evaluation.metrics["test/accuracy"] <= 1
+
+
+async def test_an_update_that_was_finished_without_what_is_now_asked_for_is_made_again(
+    tmp_path: Path, holdings: Holdings, language: LanguageModel, initial_adapter: Path
+) -> None:
+    config = config_of(holdings)
+    config.method = run_pb2.METHOD_FEDNANO_GRAM
+    async with local_work(holdings, language, Progress(), config, every_steps=1) as work:
+        short = await asyncio.to_thread(work.train, ROUND, initial_adapter, tmp_path, (ARTIFACT_KIND_ADAPTER,))
+        kinds = (ARTIFACT_KIND_ADAPTER, ARTIFACT_KIND_GRAM)
+        whole = await asyncio.to_thread(work.train, ROUND, initial_adapter, tmp_path, kinds)
+        again = await asyncio.to_thread(work.train, ROUND, initial_adapter, tmp_path, kinds)
+    assert (short.kinds, whole.kinds) == ((ARTIFACT_KIND_ADAPTER,), kinds)
+    assert again == whole
+    assert whole.metrics["train/loss"] == short.metrics["train/loss"]
+    assert whole.metrics["bytes/gram"] <= 8 * whole.files[0].stat().st_size
+
+
+async def test_the_second_stage_is_done_once_however_often_it_is_asked_for(
+    tmp_path: Path, holdings: Holdings, language: LanguageModel, initial_adapter: Path
+) -> None:
+    config = config_of(holdings)
+    config.method, config.round_count = run_pb2.METHOD_FEDDPA_F, 1
+    async with local_work(holdings, language, Progress(), config, every_steps=1) as work:
+        first = await asyncio.to_thread(work.evaluate, ROUND, initial_adapter, tmp_path)
+        own = (tmp_path / "personal" / "adapter.safetensors").read_bytes()
+    progress = Progress()
+    async with local_work(holdings, language, progress, config, every_steps=1) as work:
+        second = await asyncio.to_thread(work.evaluate, ROUND, initial_adapter, tmp_path)
+    assert progress.step == 0
+    assert second.metrics["test/accuracy"] == first.metrics["test/accuracy"]
+    assert second.metrics["personal/seconds"] == first.metrics["personal/seconds"]
+    assert own == (tmp_path / "personal" / "adapter.safetensors").read_bytes()
+
+
+async def test_an_evaluation_before_the_last_round_has_no_second_stage(
+    tmp_path: Path, holdings: Holdings, language: LanguageModel, initial_adapter: Path
+) -> None:
+    config = config_of(holdings)
+    config.method, config.round_count = run_pb2.METHOD_FEDDPA_F, 2
+    async with local_work(holdings, language, Progress(), config) as work:
+        evaluation = await asyncio.to_thread(work.evaluate, ROUND, initial_adapter, tmp_path)
+    assert "personal/loss" not in evaluation.metrics
+    assert not (tmp_path / "personal").exists()
 
 
 async def test_an_abandoned_round_ends_after_the_step_under_way(
