@@ -1,11 +1,12 @@
 # make demo: set-up plus a full federated run. make test: set-up plus all tests that need no container engine.
+# make e2e: set-up, then images, docker compose and harm done to containers; needs a container engine and its compose.
 # make chaos: set-up plus the chaos suite in its long form, of which make test holds the short one.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test chaos check format setup clean
+.PHONY: demo test chaos e2e images check format setup clean
 
 demo: setup
 	$(BIN)/fednano demo
@@ -16,11 +17,18 @@ test: setup
 chaos: setup
 	$(BIN)/pytest tests/chaos tests/integration/test_hostile_frames.py
 
+e2e: setup
+	$(BIN)/pytest tests/e2e
+
+images:
+	FEDNANO_REVISION=$$(git rev-parse HEAD) docker compose build
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint services/*/Dockerfile
 	cd proto && ../$(BIN)/buf lint
 	cd proto && ../$(BIN)/buf format --diff --exit-code
 
