@@ -108,7 +108,10 @@ def measure(name: str, *, threads: int, clients: int, repeats: int, steps: int) 
         ]
         shared_s, one_by_one_s = asyncio.run(race(addresses, manifest, passes, repeats, steps))
         stack.close()
-        own_s = in_process(load_language_model(folder / "server"), passes, repeats, steps)
+        model = load_language_model(folder / "server")
+        # As the server does where there is room.
+        model.pack()
+        own_s = in_process(model, passes, repeats, steps)
     return Figures(
         model=name,
         threads=threads,

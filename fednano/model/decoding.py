@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fednano.errors import FieldInvalid
 from fednano.model.kv_cache import NAME, PassCache, SequenceCache, capacity
-from fednano.model.packed_linear import can_pack, pack_linears
+from fednano.model.packed_linear import PackedLinear
 from fednano.model.packing import DEFAULT_ROW_TILE, OutputKind, padded
 
 
@@ -116,16 +116,12 @@ class Decoder:
         return outputs
 
 
-def decoder_of(model: Any, shared: Sequence[object], *, packs: bool) -> Decoder:
-    """A decoder with the weights of ``model``, a transformers model, that are not copied, nor is what is ``shared``.
-
-    ``packs`` does lay a copy of the weights out for it, where that can be done: see fednano.model.packed_linear.
-    """
-    kept = [*model.parameters(), *model.buffers(), *shared]
+def decoder_of(model: Any, shared: Sequence[object]) -> Decoder:
+    """A decoder with the weights of ``model``, a transformers model, that are not copied, nor is what is ``shared``."""
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    kept = [*model.parameters(), *model.buffers(), *packed, *shared]
     twin = copy.deepcopy(model, {id(each): each for each in kept})
     twin.set_attn_implementation(NAME)
-    if packs and can_pack(model):
-        pack_linears(twin)
     return Decoder(twin)
 
 

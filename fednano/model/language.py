@@ -19,7 +19,7 @@ from fednano.model.decoding import Decoder, DecodeStep, DecodingState, decoder_o
 from fednano.model.device_attention import PackedLayout, attention_name
 from fednano.model.layers import DecoderLayers
 from fednano.model.manifest import Manifest, language_digest, read_manifest
-from fednano.model.packed_linear import can_pack, packed_bytes
+from fednano.model.packed_linear import can_pack, pack_linears, packed_bytes
 from fednano.model.packing import DEFAULT_ROW_TILE, JoinedPass, OutputKind, Passage, join
 from fednano.model.quantized import Precision, quantize_linears
 
@@ -38,8 +38,6 @@ class LanguageModel:
         self.layers = DecoderLayers(model, may_end=may_end)
         # The same for every pass, alone or joined with others: see fednano.model.packing.
         self.row_tile = DEFAULT_ROW_TILE
-        # Whether decoding may have a copy of the weights for itself, where that makes it faster.
-        self.packs_decoder = True
         self.hidden_size = manifest.hidden_size
         self.vocab_size = manifest.vocab_size
         self.max_sequence_length = int(model.config.max_position_embeddings)
@@ -80,14 +78,19 @@ class LanguageModel:
     def layer_count(self) -> int:
         return int(self._model.config.num_hidden_layers)
 
-    def packed_decoder_bytes(self) -> int:
-        """What that copy takes; 0 where there is none to have."""
+    def packed_bytes(self) -> int:
+        """What ``pack`` would take; 0 where it would do nothing."""
         return packed_bytes(self._model) if can_pack(self._model) else 0
+
+    def pack(self) -> None:
+        """Lays weights out for faster passes, if that can be done here; other bits from then on. Before any pass."""
+        if can_pack(self._model):
+            pack_linears(self._model)
 
     @cached_property
     def decoder(self) -> Decoder:
-        """What appends to sequences; made when it is first asked for, and then takes memory of its own."""
-        return decoder_of(self._model, [self.layers], packs=self.packs_decoder)
+        """What appends to sequences; made when it is first asked for."""
+        return decoder_of(self._model, [self.layers])
 
     def start_decoding(self) -> DecodingState:
         return DecodingState()

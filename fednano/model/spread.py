@@ -85,7 +85,7 @@ class LeadModel(LanguageModel):
         return _LeadDecoder(self)
 
     def own_decoder(self) -> Decoder:
-        return decoder_of(self._model, [self.layers], packs=False)
+        return decoder_of(self._model, [self.layers])
 
     @contextmanager
     def together(self, order: Order, tensor: Tensor) -> Iterator[None]:
@@ -224,9 +224,7 @@ def load_lead(folder: Path, dtype: torch.dtype, ranks: Ranks) -> LeadModel:
 
 
 def load_follower(folder: Path, dtype: torch.dtype, ranks: Ranks) -> Follower:
-    model = LanguageModel(*_share(folder, dtype, ranks), may_end=False)
-    model.packs_decoder = False
-    return Follower(model, ranks)
+    return Follower(LanguageModel(*_share(folder, dtype, ranks), may_end=False), ranks)
 
 
 def _share(folder: Path, dtype: torch.dtype, ranks: Ranks) -> tuple[Any, Manifest]:

@@ -90,7 +90,9 @@ async def _serve_model(settings: ServerSettings, model: LanguageModel) -> None:
 def _with_batching(settings: ServerSettings, model: LanguageModel) -> ServerSettings:
     # In this thread: bits depend on how many there are.
     torch.set_num_threads(settings.threads)
-    model.packs_decoder = may_pack(model)
+    packs = settings.packed_weights == "on" or (settings.packed_weights == "auto" and may_pack(model))
+    if packs:
+        model.pack()
     chosen = choose_batching(settings.batching, model)
     log.info(
         "batching",
@@ -98,7 +100,7 @@ def _with_batching(settings: ServerSettings, model: LanguageModel) -> ServerSett
         chosen=chosen,
         row_tile=model.row_tile,
         decode_row_tile=model.decoder.row_tile,
-        packs_decoder=model.packs_decoder,
+        packed=packs,
     )
     return settings.model_copy(update={"batching": chosen})
 

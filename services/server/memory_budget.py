@@ -11,7 +11,7 @@ from fednano.model.language import LanguageModel
 HOST_GRAPHS_SHARE = 0.4
 DEVICE_GRAPHS_SHARE = 0.5
 INPUTS_SHARE = 0.125
-PACKED_SHARE = 0.25
+PACKED_SHARE = 0.5
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP_MAX = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_CURRENT = Path("/sys/fs/cgroup/memory.current")
@@ -35,8 +35,8 @@ def input_budget_bytes() -> int:
 
 
 def may_pack(model: LanguageModel) -> bool:
-    """Whether there is room for a second copy of the weights, laid out for decoding."""
-    return model.packed_decoder_bytes() <= PACKED_SHARE * free_host_bytes()
+    """Whether there are weights that can be laid out anew, and room for it."""
+    return 0 < model.packed_bytes() <= PACKED_SHARE * free_host_bytes()
 
 
 def guessed_row_bytes(model: LanguageModel) -> int:

@@ -60,9 +60,12 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-@pytest.fixture(scope="module")
-def model(folder: Path) -> LanguageModel:
-    return load_language_model(folder)
+@pytest.fixture(scope="module", params=["plain weights", "packed weights"])
+def model(request: pytest.FixtureRequest, folder: Path) -> LanguageModel:
+    model = load_language_model(folder)
+    if request.param == "packed weights":
+        model.pack()
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +157,7 @@ def test_a_stream_gets_the_same_bits_alone_and_among_others(
 
 def test_packed_and_plain_weights_choose_the_same_tokens(folder: Path, plain: Any) -> None:
     packed, unpacked = load_language_model(folder), load_language_model(folder)
-    unpacked.packs_decoder = False
+    packed.pack()
     given, other = streams(plain), streams(plain)
     run(packed.decoder, given)
     run(unpacked.decoder, other)

@@ -1,8 +1,16 @@
 """What the server takes for itself, where nobody said how much."""
 
+import pytest
 from joined_steps import nano, ragged_steps
 
-from services.server.memory_budget import free_host_bytes, graph_budget_bytes, guessed_row_bytes, input_budget_bytes
+from services.server import memory_budget
+from services.server.memory_budget import (
+    free_host_bytes,
+    graph_budget_bytes,
+    guessed_row_bytes,
+    input_budget_bytes,
+    may_pack,
+)
 from services.server.passes import run_forward
 
 
@@ -20,3 +28,14 @@ def test_the_guess_before_the_first_pass_is_no_less_than_what_it_takes() -> None
     assert outcome.graph is not None
     rows = len(outcome.graph.inputs_embeds_PD)
     assert outcome.graph.size_bytes <= rows * guessed_row_bytes(model) <= 4 * outcome.graph.size_bytes
+
+
+def test_weights_are_laid_out_anew_only_where_there_is_room_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nano()
+    assert 0 < model.packed_bytes() < 10_000_000
+    assert may_pack(model)
+    monkeypatch.setattr(memory_budget, "free_host_bytes", lambda: model.packed_bytes())
+    assert not may_pack(model)
+    monkeypatch.undo()
+    model.pack()
+    assert not may_pack(model)
