@@ -28,6 +28,9 @@ class PackedLinear(nn.Module):
         self._bias_O = bias_O
 
     def forward(self, x_NI: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and x_NI.requires_grad):
+            # Decoding feels what a differentiable function costs.
+            return _product(x_NI, self._weight, self._bias_O)
         out_NO: Tensor = _PackedProduct.apply(x_NI, self._weight, self._transposed, self._bias_O)  # type: ignore[no-untyped-call]
         return out_NO
 

@@ -34,13 +34,8 @@ class ServerMetrics:
         self.queue_length = Gauge(
             "fednano_server_queue_length", "Requests that wait for the model or are in it.", registry=registry
         )
-
-        self.graph_bytes = Gauge(
-            "fednano_server_graph_bytes", "Graphs that await their backward pass.", registry=registry
-        )
-        self.cache_bytes = Gauge(
-            "fednano_server_cache_bytes", "Keys and values of sequences that are decoded.", registry=registry
-        )
+        self.graph_bytes = Gauge("fednano_server_graph_bytes", "Graphs awaiting their backward.", registry=registry)
+        self.cache_bytes = Gauge("fednano_server_cache_bytes", "Caches of decoded sequences.", registry=registry)
         self.input_bytes = Gauge("fednano_server_input_bytes", "Clients' tensors taken in.", registry=registry)
         self.tensor_bytes = Counter(
             "fednano_server_tensor_bytes",
