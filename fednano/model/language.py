@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from fednano.errors import ModelInvalid
 from fednano.model.decoding import Decoder, DecodeStep, DecodingState, decoder_of
 from fednano.model.device_attention import PackedLayout, attention_name
 from fednano.model.layers import DecoderLayers
-from fednano.model.manifest import Manifest, language_digest, read_manifest
+from fednano.model.manifest import Manifest, check_language_half, read_manifest
 from fednano.model.packed_linear import can_pack, pack_linears, packed_bytes
 from fednano.model.packing import DEFAULT_ROW_TILE, JoinedPass, OutputKind, Passage, join
 from fednano.model.quantized import Precision, quantize_linears
@@ -159,21 +160,42 @@ def read_language_model(folder: Path, dtype: torch.dtype, device: torch.device) 
     Raises ModelInvalid as ``load_language_model`` does.
     """
     manifest = read_manifest(folder)
-    digest = language_digest(folder)
-    if digest != manifest.digest:
-        message = f"{folder}: the files' digest is {digest}, its manifest says {manifest.digest}; copy the folder again"
-        raise ModelInvalid(message, file=str(folder))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention_name(device), local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelInvalid(f"{folder} is no causal language model: {error}", file=str(folder)) from error
+    check_language_half(folder, manifest)
+    model = _from_pretrained(folder, dtype, device)
     model.eval().requires_grad_(False)
     if (model.config.hidden_size, model.config.vocab_size) != (manifest.hidden_size, manifest.vocab_size):
         message = f"{folder / 'config.json'} and manifest.json differ in hidden_size or vocab_size; cut the model again"
         raise ModelInvalid(message, file=str(folder / "config.json"))
     return model, manifest
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """All weights must be there, save those of the token embedding: a half that was cut off has none."""
+    verbosity = transformers_logging.get_verbosity()
+    # It warns of what is left out; what is missing besides gets an error of ours.
+    transformers_logging.set_verbosity_error()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention_name(device),
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelInvalid(f"{folder} is no causal language model: {error}", file=str(folder)) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    embedding = next(name for name, each in model.named_modules() if each is model.get_input_embeddings())
+    missing = set(found["missing_keys"])
+    if f"{embedding}.weight" in missing and not model.config.tie_word_embeddings:
+        missing.remove(f"{embedding}.weight")
+        # Inputs come as embeddings, so that this one is never asked: it gives its memory back.
+        model.set_input_embeddings(nn.Embedding(1, model.config.hidden_size, dtype=dtype))
+    if missing:
+        message = f"{folder} lacks the tensors {', '.join(sorted(missing)[:5])} ({len(missing)} in all); cut it again"
+        raise ModelInvalid(message, file=str(folder))
+    return model
 
 
 @torch.no_grad()

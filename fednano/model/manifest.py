@@ -1,6 +1,7 @@
 """The manifest of a model half: which family it is, and which language half the edge half was cut from."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,7 +14,12 @@ _DIGESTED_FILES = ("config.json", "model.safetensors")
 
 
 class Manifest(BaseModel):
-    """Lies as manifest.json in both halves. ``digest`` is that of the language half, in both."""
+    """Lies as manifest.json in both halves. ``digest`` says which model they are of, and is the same in both.
+
+    ``files`` holds the SHA-256 of the half's files, by their names; ``digest`` is then what ``fednano model split``
+    took of the checkpoint. Where there is no ``files``, ``digest`` is the language half's own (``language_digest``).
+    ``dtype`` is the type of the language model's weights as torch names it; empty: not recorded.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,6 +28,8 @@ class Manifest(BaseModel):
     digest: str
     hidden_size: int
     vocab_size: int
+    dtype: str = ""
+    files: Mapping[str, str] = {}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -39,21 +47,52 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2, exclude_defaults=True) + "\n")
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raises ModelInvalid, naming the file, where the half in ``folder`` is not whole. Reads every byte of it."""
+    for name, expected in manifest.files.items():
+        actual = _sha256(folder, name, because="its manifest names it")
+        if actual != expected:
+            message = (
+                f"{folder / name}: its digest is {actual}, the manifest says {expected}; copy the file again, or cut "
+                f"the model again"
+            )
+            raise ModelInvalid(message, file=str(folder / name))
+
+
+def check_language_half(folder: Path, manifest: Manifest) -> None:
+    """Raises ModelInvalid where the files of the language half are not those that the manifest was made for."""
+    if manifest.files:
+        check_files(folder, manifest)
+        return
+    digest = language_digest(folder)
+    if digest != manifest.digest:
+        message = f"{folder}: the files' digest is {digest}, its manifest says {manifest.digest}; copy the folder again"
+        raise ModelInvalid(message, file=str(folder))
 
 
 def language_digest(folder: Path) -> str:
     """The SHA-256 of the language half in ``folder``: of its settings' bytes, then its weights'. Reads every byte."""
+    return _sha256(folder, *_DIGESTED_FILES, because=f"a language half needs {' and '.join(_DIGESTED_FILES)}")
+
+
+def sha256_of(path: Path) -> str:
+    return _sha256(path.parent, path.name, because="it was there a moment ago")
+
+
+def _sha256(folder: Path, *names: str, because: str) -> str:
+    """Of the files' bytes, one after the other."""
     digest = hashlib.sha256()
-    for name in _DIGESTED_FILES:
+    for name in names:
         try:
             with (folder / name).open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
         except FileNotFoundError as error:
             path = folder / name
-            message = f"{path} is missing: a language half needs {' and '.join(_DIGESTED_FILES)}"
-            raise ModelInvalid(message, file=str(path)) from error
+            raise ModelInvalid(f"{path} is missing: {because}", file=str(path)) from error
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fednano.errors import ModelInvalid
+from fednano.model.families.known import MODULES
 from fednano.model.manifest import Manifest, read_manifest
 from fednano.model.manifest import resolve_model as resolve_model
 from fednano.prompt import Prompt
@@ -76,11 +77,9 @@ Loader = Callable[[Path, Manifest], EdgeParts]
 
 
 def _loader_of(family: str, folder: Path) -> Loader:
-    """Each family is one module with a ``load`` in it. Families are imported when they are asked for."""
-    modules = {"nano": "fednano.model.nano"}
-    if family not in modules:
-        known = ", ".join(sorted(modules))
+    if family not in MODULES:
+        known = ", ".join(sorted(MODULES))
         message = f"{folder / 'manifest.json'} names the family {family}, which is not one of: {known}"
         raise ModelInvalid(message, file=str(folder / "manifest.json"), family=family)
-    loader: Loader = import_module(modules[family]).load
+    loader: Loader = import_module(MODULES[family]).load
     return loader
