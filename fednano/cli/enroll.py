@@ -1,6 +1,7 @@
 """Making this machine a client: a key that never leaves it, a certificate for a join token, and settings."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from fednano.cli.operator import explained
 from fednano.errors import NoProgress, PeerUnavailable, SettingsInvalid
 from fednano.rpc.ops_channel import open_ops_channel
 from fednano.rpc.retry import call_with_retry
+from fednano.rpc.tunnel import connect
 from fednano.security.certificates import new_key, new_request
 from fednano.security.files import (
     PUBLIC_MODE,
@@ -117,12 +119,19 @@ async def _authority(asked: Enrolling) -> bytes:
 def _shown_certificate(host: str, port: int, asked: Enrolling) -> str:
     """What the other end shows of itself, unverified."""
     try:
-        return ssl.get_server_certificate((host, port), timeout=asked.patience_s)
+        return _certificate_at_the_end(connect((host, port), asked.patience_s), host)
     except TimeoutError:
         raise PeerUnavailable(f"{asked.peer} does not answer within {asked.patience_s:g} s", peer=asked.peer) from None
     except OSError as error:
         words = f"{asked.peer} does not answer ({error.strerror or error}); is that its --ops-listen address?"
         raise PeerUnavailable(words, peer=asked.peer) from None
+
+
+def _certificate_at_the_end(plain: socket.socket, host: str) -> str:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with plain, context.wrap_socket(plain, server_hostname=host) as wrapped:
+        return ssl.DER_cert_to_PEM_cert(wrapped.getpeercert(binary_form=True) or b"")
 
 
 async def _call(asked: Enrolling, what: str, call: Callable[[], Awaitable[ResultT]]) -> ResultT:

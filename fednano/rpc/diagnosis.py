@@ -4,7 +4,6 @@ What a server finds wrong with a caller it does not tell the caller: gRPC's clos
 caller's own certificate tells most of it.
 """
 
-import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fednano.config import Security
 from fednano.errors import SettingsInvalid
+from fednano.rpc.tunnel import connect
 from fednano.security.certificates import hosts_of
 from fednano.security.files import parse_certificates
 from fednano.security.identity import serial_hex
@@ -71,7 +71,7 @@ def _plaintext_finding(place: tuple[str, int]) -> Finding | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with socket.create_connection(place, TIMEOUT_S) as plain, context.wrap_socket(plain):
+        with connect(place, TIMEOUT_S) as plain, context.wrap_socket(plain):
             pass
     except ssl.SSLError as error:
         # An alert is TLS too, whatever it says.
@@ -90,7 +90,7 @@ def _tls_finding(place: tuple[str, int], security: Security) -> Finding | None:
     context.load_cert_chain(str(security.tls_cert), str(security.tls_key))
     try:
         with (
-            socket.create_connection(place, TIMEOUT_S) as plain,
+            connect(place, TIMEOUT_S) as plain,
             context.wrap_socket(plain, server_hostname=place[0]) as wrapped,
         ):
             der = wrapped.getpeercert(binary_form=True) or b""
@@ -188,7 +188,7 @@ def _shown_certificate(place: tuple[str, int], security: Security) -> x509.Certi
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.load_cert_chain(str(security.tls_cert), str(security.tls_key))
-    with socket.create_connection(place, TIMEOUT_S) as plain, context.wrap_socket(plain) as wrapped:
+    with connect(place, TIMEOUT_S) as plain, context.wrap_socket(plain) as wrapped:
         return x509.load_der_x509_certificate(wrapped.getpeercert(binary_form=True) or b"")
 
 

@@ -65,9 +65,9 @@ class SecureFederation:
 
 @contextmanager
 def secure_federation(
-    folder: Path, *, with_server: bool = True, flags: tuple[str, ...] = ()
+    folder: Path, *, with_server: bool = True, flags: tuple[str, ...] = (), hosts: tuple[str, ...] = ()
 ) -> Iterator[SecureFederation]:
-    """Serves while the block runs. ``flags`` are further ones of the aggregator."""
+    """Serves while the block runs. ``flags`` are further ones of the aggregator, ``hosts`` names of both services."""
     authority, _ = create_authority(folder / "certs")
     key = ec.generate_private_key(ec.SECP256R1())
     jwks = folder / "jwks.json"
@@ -82,7 +82,7 @@ def secure_federation(
     started: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, (role, arguments) in parts.items():
-            started[name] = _start(name, folder, authority.issue(Subject(role=role, id=name)), arguments)
+            started[name] = _start(name, folder, authority.issue(Subject(role=role, id=name, hosts=hosts)), arguments)
         addresses = {name: _address(name, folder, process) for name, process in started.items()}
         yield SecureFederation(folder=folder, authority=authority, signing_key=key, addresses=addresses | {"ops": ops})
     finally:
