@@ -32,6 +32,24 @@ def configure_logging(service: str, *, level: str = "INFO", json_lines: bool | N
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
+    _take_in_foreign_logs(renderer, max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+
+
+def _take_in_foreign_logs(renderer: structlog.typing.Processor, level: int) -> None:
+    """What libraries log by Python's own ``logging``, in the same form."""
+    formatter = structlog.stdlib.ProcessorFormatter(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        foreign_pre_chain=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+        ],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=level, force=True)
 
 
 def get_logger(room: str) -> structlog.typing.FilteringBoundLogger:

@@ -20,8 +20,8 @@ from fednano.errors import ModelInvalid
 from fednano.model.connector import Connector
 from fednano.model.manifest import Manifest
 from fednano.model.parts import EdgeParts
-from fednano.prompt import LETTERS, Prompt
 from fednano.model.vision import NanoVisionEncoder
+from fednano.prompt import LETTERS, Prompt
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"

@@ -1,6 +1,6 @@
 """python -m services.server: serves the frozen language half of one model."""
 
-import asyncio
+import logging
 import sys
 
 import torch
@@ -8,25 +8,10 @@ from transformers.utils import logging as transformers_logging
 
 from fednano.config import read_settings
 from fednano.errors import LocalError, PeerUnavailable
-from fednano.metrics import RpcMetrics, new_registry, serve_metrics
-from fednano.model.language import LanguageModel
-from fednano.model.ranks import Ranks
-from fednano.rpc.gate import gate_terms
-from fednano.rpc.server import serving, until_signalled
-from fednano.telemetry import configure_logging, get_logger
+from fednano.telemetry import configure_logging
 from fednano.tracing import tracing
-from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server
 from fednano.wire.heap import keep_freed_memory
-from services.server.backbone import follow, followers_of, join_ranks, load_backbone
-from services.server.exactness import choose_batching
-from services.server.memory_budget import may_pack
-from services.server.metrics import ServerMetrics
-from services.server.model_thread import ModelThread
-from services.server.servicer import SERVICE, SplitServicer
 from services.server.settings import ServerSettings
-
-log = get_logger("server")
-LAST_CALLS_S = 1.0
 
 
 def main() -> int:
@@ -36,73 +21,22 @@ def main() -> int:
     try:
         settings = read_settings(ServerSettings)
         configure_logging("server", level=settings.log_level)
+        _quieten_torch()
+        # Not before: what transformers imports has things to say, which belong into the log.
+        from services.server.process import run
+
         with tracing("fednano.server", settings.trace_endpoint):
-            ranks = join_ranks(settings)
-            if ranks is None or ranks.is_lead:
-                asyncio.run(serve(settings, ranks))
-            else:
-                follow(settings, ranks)
+            run(settings)
     except (LocalError, PeerUnavailable) as error:
         sys.stderr.write(f"services.server: {error.message}\n")
         return 2
     return 0
 
 
-async def serve(settings: ServerSettings, ranks: Ranks | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, for all ``ranks``."""
-    # Not in the model's thread, whose deadline is that of a pass: a large model takes minutes to read.
-    model = await asyncio.to_thread(load_backbone, settings, ranks)
-    with followers_of(model):
-        settings = await asyncio.to_thread(_with_batching, settings, model)
-        await _serve_model(settings, model)
-
-
-async def _serve_model(settings: ServerSettings, model: LanguageModel) -> None:
-    registry = new_registry()
-    with serve_metrics(registry, settings.metrics_listen) as metrics_address, gate_terms(settings) as gate:
-        thread = ModelThread(
-            threads=settings.threads,
-            max_queued=settings.max_queued_passes,
-            timeout_s=settings.pass_timeout_s,
-            metrics=ServerMetrics(registry),
-        )
-        try:
-            log.info("starting", settings=settings.shown())
-            servicer = SplitServicer(model, thread, settings)
-            async with serving(
-                {SERVICE: lambda server: add_SplitServiceServicer_to_server(servicer, server)},
-                settings.listen,
-                settings.security,
-                # What is left after the drain is no step.
-                grace_s=min(settings.shutdown_grace_s, LAST_CALLS_S),
-                ready_file=settings.ready_file,
-                metrics=RpcMetrics(registry),
-                metrics_address=metrics_address,
-                gate=gate,
-            ) as running:
-                await until_signalled()
-                await running.health.enter_graceful_shutdown()
-                await servicer.drain(settings.shutdown_grace_s)
-        finally:
-            thread.close()
-
-
-def _with_batching(settings: ServerSettings, model: LanguageModel) -> ServerSettings:
-    # In this thread: bits depend on how many there are.
-    torch.set_num_threads(settings.threads)
-    packs = settings.packed_weights == "on" or (settings.packed_weights == "auto" and may_pack(model))
-    if packs:
-        model.pack()
-    chosen = choose_batching(settings.batching, model)
-    log.info(
-        "batching",
-        asked=settings.batching,
-        chosen=chosen,
-        row_tile=model.row_tile,
-        decode_row_tile=model.decoder.row_tile,
-        packed=packs,
-    )
-    return settings.model_copy(update={"batching": chosen})
+def _quieten_torch() -> None:
+    """transformers loads torchao where it is installed, and both warn then of what nobody here can change."""
+    for name in (torch.utils._pytree.__name__, "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

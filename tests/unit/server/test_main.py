@@ -63,7 +63,7 @@ def test_what_a_person_can_set_right_is_said_in_one_line(flags: list[str], words
 
 
 def test_it_needs_none_of_what_only_an_edge_installs() -> None:
-    program = "import sys; sys.modules.update(PIL=None); import services.server.__main__"
+    program = "import sys; sys.modules.update(PIL=None); import services.server.__main__, services.server.process"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, timeout=PATIENCE_S, check=False
     )
