@@ -5,6 +5,7 @@ tokens. Whatever it has, each member gets the bits that it would get alone (see 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from services.server.decode_turns import DecodeTurns
 from services.server.dispatch import Dispatch
 from services.server.fair_queue import FairQueue
 from services.server.graph_memory import GraphMemory, KeptStep
+from services.server.leads import Leads
 from services.server.model_thread import ModelThread
 from services.server.recent_clients import RecentClients
 from services.server.requests import AnswerT, AnyRequest, DecodeRequest, Request
@@ -45,6 +47,7 @@ class Scheduler:
         self._dispatch = Dispatch(model, thread, memory)
         self._queue: FairQueue[AnyRequest] = FairQueue(QUANTUM_TOKENS)
         self._recent = RecentClients()
+        self._leads = Leads()
         self._turns = DecodeTurns(terms.window_s if terms.joins else 0.0)
         self._sessions = 0
         self._arrived = asyncio.Event()
@@ -75,6 +78,7 @@ class Scheduler:
         if isinstance(request, DecodeRequest):
             self._turns.forget(request.stream)
         self._queue.push(request)
+        self._leads.asked(request.client, self._now_s())
         self._metrics.queue_length.inc()
         self._arrived.set()
         if self._runner is None or self._runner.done():
@@ -117,6 +121,10 @@ class Scheduler:
     async def _run_pass(self, members: list[AnyRequest]) -> None:
         start_s, decoders = self._now_s(), [member for member in members if isinstance(member, DecodeRequest)]
         await self._dispatch.run(members)
+        tokens: Counter[Hashable] = Counter()
+        for member in members:
+            tokens[member.client] += member.token_count
+        self._leads.served(tokens, self._now_s())
         if decoders:
             self._turns.passed(start_s, self._now_s())
         for member in decoders:
@@ -125,13 +133,17 @@ class Scheduler:
     def _take(self) -> list[AnyRequest]:
         """The members of the next pass; none where it is better to wait."""
         now_s, waiting = self._now_s(), self._waiting()
-        for client in {request.client for request in self._queue}:
+        waiting_count = Counter(request.client for request in self._queue)
+        for client in waiting_count:
             self._recent.note(client, now_s)
+        ready = {request.client for request in self._queue if waiting.ready_at_s(request) <= now_s}
         share_tokens = self._terms.max_joined_tokens // self._recent.count(now_s)
 
         def accepts(request: AnyRequest, taken: list[AnyRequest]) -> bool:
             if not taken:
-                return waiting.ready_at_s(request) <= now_s
+                # Who has a single request waiting only keeps pace, however long his steps are.
+                goes_after = waiting_count[request.client] > 1 and self._leads.is_ahead(request.client, ready)
+                return waiting.ready_at_s(request) <= now_s and not goes_after
             if not self._terms.joins or not waiting.may_join(request, taken[0]):
                 return False
             return self._has_room(request, taken) and _has_share(request, taken, share_tokens)
