@@ -43,7 +43,7 @@ def run_demo(options: DemoOptions, view: RunView) -> Report:
     prepare(options, view)
     with Processes(options.out, view.say) as processes, view:
         finished = asyncio.run(_run(options, processes, view, started))
-    report = make_report(options, finished)
+    report = make_report(finished)
     (options.out / "report.md").write_text(to_markdown(report))
     write_plot(options.out / "plot.png", report, finished.rounds)
     # Last, for its presence says that this demo is complete.

@@ -9,11 +9,9 @@ from statistics import fmean
 from rich.table import Column, Table
 
 from fednano.cli.method_flags import is_literal
-from fednano.cli.options import DemoMethod, DemoOptions
+from fednano.cli.options import DemoMethod
 from fednano.errors import PartFailed
 from fednano.v1 import run_pb2, split_service_pb2
-
-APART = "test/accuracy/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +100,15 @@ class FinishedRun:
     seconds: float
 
 
-def make_report(options: DemoOptions, finished: FinishedRun) -> Report:
-    """The report of a run whose round 0 and last round were evaluated by all clients."""
+def make_report(finished: FinishedRun, *, split: str = "test") -> Report:
+    """The report of a run whose round 0 and last round were evaluated, on ``split``, by all clients."""
     config, fisher = finished.run.config, finished.run.config.fisher
     normalization = run_pb2.FisherConfig.Normalization.Name(fisher.normalization)
     return Report(
-        accuracy=accuracy_of(finished.rounds),
+        accuracy=accuracy_of(finished.rounds, split),
         rounds=config.round_count,
         clients=len(finished.clients),
-        method=options.method.value,
+        method=run_pb2.Method.Name(config.method).removeprefix("METHOD_").lower(),
         seed=config.train.seed,
         seconds=round(finished.seconds, 1),
         parameters=parameters_of(finished.clients),
@@ -127,10 +125,10 @@ def make_report(options: DemoOptions, finished: FinishedRun) -> Report:
     )
 
 
-def accuracy_of(rounds: Iterable[run_pb2.Round]) -> Accuracy:
+def accuracy_of(rounds: Iterable[run_pb2.Round], split: str = "test") -> Accuracy:
     """Accuracy in the first and the last round; PartFailed where a client's evaluation is missing."""
     ordered = sorted(rounds, key=lambda turn: turn.number)
-    before, after = _test_accuracies(ordered[0]), _test_accuracies(ordered[-1])
+    before, after = _accuracies(ordered[0], split), _accuracies(ordered[-1], split)
     if not before or set(before) != set(after):
         raise PartFailed(
             f"clients evaluated in round {ordered[0].number}: {sorted(before)}, in round {ordered[-1].number}: "
@@ -219,16 +217,17 @@ def to_tables(report: Report) -> list[Table]:
     return [accuracies, figures]
 
 
-def _test_accuracies(turn: run_pb2.Round) -> dict[str, float]:
+def _accuracies(turn: run_pb2.Round, split: str) -> dict[str, float]:
     """By client; a participant that holds several clients' examples has measured each one's apart."""
+    whole = f"{split}/accuracy"
     accuracies: dict[str, float] = {}
     for participant in turn.participants:
         metrics = participant.metrics
-        apart = {key.removeprefix(APART): metrics[key] for key in metrics if key.startswith(APART)}
+        apart = {key.removeprefix(f"{whole}/"): metrics[key] for key in metrics if key.startswith(f"{whole}/")}
         if apart:
             accuracies |= apart
-        elif "test/accuracy" in metrics:
-            accuracies[participant.client.rpartition("/")[2]] = metrics["test/accuracy"]
+        elif whole in metrics:
+            accuracies[participant.client.rpartition("/")[2]] = metrics[whole]
     return accuracies
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fednano.data.iconqa import PROBLEMS_FILE
+from fednano.data.jsonl import EXAMPLES_FILE
 from fednano.errors import ExamplesInvalid, ModelDigestMismatch, Unsupported
 from fednano.model.edge import NanoEdge
 from fednano.model.parts import EdgeParts, load_edge, resolve_model
@@ -33,28 +35,28 @@ def load_holdings(settings: ClientSettings) -> Holdings:
     """Reads all that the client holds; raises ModelInvalid or ExamplesInvalid. Takes seconds."""
     parts = load_edge(resolve_model(settings.model) / "edge")
     if settings.pooled:
-        return _pooled(settings.examples, parts)
+        return _pooled(settings.examples, parts, settings.evaluate_on)
     return Holdings(
         parts=parts,
         train=load_example_set(settings.examples, "train", parts),
-        test=load_example_set(settings.examples, "test", parts),
+        test=load_example_set(settings.examples, settings.evaluate_on, parts),
+        split=settings.evaluate_on,
     )
 
 
-def _pooled(folder: Path, parts: EdgeParts) -> Holdings:
+def _pooled(folder: Path, parts: EdgeParts, split: str) -> Holdings:
     """The examples of all clients whose folders are in ``folder``, joined, and whose each test example is."""
-    folders = sorted(path.parent for path in folder.glob("*/problems.json"))
+    folders = sorted({path.parent for name in (EXAMPLES_FILE, PROBLEMS_FILE) for path in folder.glob(f"*/{name}")})
     if not folders:
-        message = (
-            f"{folder} has no folder of examples in it, as --pooled needs: one for each client, with problems.json"
-        )
+        message = f"{folder} has no folder of examples in it, as --pooled needs: one for each client"
         raise ExamplesInvalid(message, file=str(folder))
-    tests = {one.name: load_example_set(one, "test", parts) for one in folders}
+    tests = {one.name: load_example_set(one, split, parts) for one in folders}
     return Holdings(
         parts=parts,
         train=_joined([load_example_set(one, "train", parts) for one in folders]),
         test=_joined(list(tests.values())),
         tests_of=tests,
+        split=split,
     )
 
 

@@ -40,18 +40,21 @@ Point = run_pb2.FisherConfig
 class Holdings:
     """What the client holds and never sends: the edge half and its examples.
 
-    ``tests_of`` is ``test`` by whose examples they were, where this client holds the pooled ones of several.
+    ``tests_of`` is ``test`` by whose examples they were, where this client holds the pooled ones of several. ``split``
+    is which split they are of.
     """
 
     parts: EdgeParts
     train: ExampleSet
     test: ExampleSet
     tests_of: Mapping[str, ExampleSet] = field(default_factory=dict)
+    split: str = "test"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     example_count: int
+    accuracy: float
     metrics: dict[str, float]
 
 
@@ -131,10 +134,11 @@ class LocalWork:
         counts = {owner: min(limit or len(one.examples), len(one.examples)) for owner, one in owned.items()}
         accuracies = {owner: self._accuracy(edge, owned[owner], count) for owner, count in counts.items()}
         # Over clients, as it is where each measures its own.
-        metrics |= {"test/accuracy": fmean(accuracies.values()), "test/seconds": time.monotonic() - start_s}
-        metrics |= {f"test/accuracy/{owner}": accuracy for owner, accuracy in accuracies.items() if owner}
+        mean, split = fmean(accuracies.values()), holdings.split
+        metrics |= {f"{split}/accuracy": mean, f"{split}/seconds": time.monotonic() - start_s}
+        metrics |= {f"{split}/accuracy/{owner}": accuracy for owner, accuracy in accuracies.items() if owner}
         metrics["bytes/activations"] = float(self._language.traffic.activations_bytes)
-        return Evaluation(example_count=sum(counts.values()), metrics=metrics)
+        return Evaluation(example_count=sum(counts.values()), accuracy=mean, metrics=metrics)
 
     def _accuracy(self, edge: NanoEdge, tests: ExampleSet, example_count: int) -> float:
         return measure_accuracy(

@@ -24,7 +24,9 @@ class ClientMetrics:
             "fednano_client_round_seconds", "From a training task to its acknowledged update.", registry=registry
         )
         self._loss = Gauge("fednano_client_loss", "Mean loss of the newest local training.", registry=registry)
-        self._accuracy = Gauge("fednano_client_accuracy", "Newest accuracy on the own test split.", registry=registry)
+        self._accuracy = Gauge(
+            "fednano_client_accuracy", "Newest accuracy on the own test split, or the one chosen.", registry=registry
+        )
         self._bytes = Counter(
             "fednano_client_bytes", "Bytes of adapters, Fisher information and passes.", ["kind"], registry=registry
         )
@@ -35,8 +37,8 @@ class ClientMetrics:
         self._loss.set(metrics["train/loss"])
         self._count(metrics)
 
-    def evaluated(self, metrics: Mapping[str, float]) -> None:
-        self._accuracy.set(metrics["test/accuracy"])
+    def evaluated(self, accuracy: float, metrics: Mapping[str, float]) -> None:
+        self._accuracy.set(accuracy)
         self._count(metrics)
 
     def _count(self, metrics: Mapping[str, float]) -> None:

@@ -21,6 +21,9 @@ class ClientSettings(ServiceSettings):
         description="the folder of examples has one folder for each client in it: this client trains on all of them and"
         " measures each one's test split apart (for method centralized)",
     )
+    evaluate_on: Literal["test", "val"] = Field(
+        "test", description="the split that accuracy is measured on; val for runs that settings are chosen by"
+    )
     model: str = Field("nano", description="name of a preset, or a model's folder with edge/ in it")
     server: str = Field(
         description="host:port of the LLM server; commas between several that serve the same model: where one is lost,"

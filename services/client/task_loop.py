@@ -123,7 +123,7 @@ class TaskLoop:
             )
         )
         log.info("evaluated", metrics=evaluation.metrics)
-        self._progress.metrics.evaluated(evaluation.metrics)
+        self._progress.metrics.evaluated(evaluation.accuracy, evaluation.metrics)
 
     async def _download(self, round_name: RoundName, spec: ArtifactSpec) -> Path:
         return await self._link.download(round_name.parent, spec, self._folder / "global.safetensors")

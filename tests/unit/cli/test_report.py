@@ -47,7 +47,7 @@ def finished() -> FinishedRun:
 
 
 def test_the_report_has_the_figures_of_the_rounds() -> None:
-    report = json.loads(to_json(make_report(options(seed=3), finished())))
+    report = json.loads(to_json(make_report(finished())))
     assert report["accuracy"]["before"] == pytest.approx(0.3)
     assert report["accuracy"]["after"] == pytest.approx(0.8)
     assert report["accuracy"]["per_client"]["client-2"] == {"before": 0.4, "after": 0.7}
@@ -59,7 +59,7 @@ def test_the_report_has_the_figures_of_the_rounds() -> None:
 
 
 def test_the_markdown_names_each_client_and_their_mean() -> None:
-    text = to_markdown(make_report(options(seed=3), finished()))
+    text = to_markdown(make_report(finished()))
     assert "| client-1 | 20.0% | 90.0% | +70.0 points |" in text
     assert "| mean over clients | 30.0% | 80.0% | +50.0 points |" in text
 
@@ -103,5 +103,5 @@ def test_eq_1_to_the_letter_is_called_so() -> None:
     done = finished()
     done.run.config.fisher.normalization = run_pb2.FisherConfig.NORMALIZATION_NONE
     done.run.config.fisher.floor, done.run.config.fisher.max_share = 0.0, 1.0
-    assert "Eq. 1 to the letter" in to_markdown(make_report(options(), done))
-    assert "Eq. 1 to the letter" not in to_markdown(make_report(options(), finished()))
+    assert "Eq. 1 to the letter" in to_markdown(make_report(done))
+    assert "Eq. 1 to the letter" not in to_markdown(make_report(finished()))

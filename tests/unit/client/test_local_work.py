@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,15 @@ async def test_an_evaluation_measures_the_test_split(
         evaluation = await asyncio.to_thread(work.evaluate, ROUND, initial_adapter, tmp_path)
     assert evaluation.example_count == 9
     assert set(evaluation.metrics) == {"test/accuracy", "test/seconds", "bytes/activations"}
-    assert 0 <= evaluation.metrics["test/accuracy"] <= 1
+    assert 0 <= evaluation.metrics["test/accuracy"] == evaluation.accuracy <= 1
+
+
+async def test_an_evaluation_on_another_split_bears_its_name(
+    tmp_path: Path, holdings: Holdings, language: LanguageModel, initial_adapter: Path
+) -> None:
+    async with local_work(replace(holdings, split="val"), language, Progress()) as work:
+        evaluation = await asyncio.to_thread(work.evaluate, ROUND, initial_adapter, tmp_path)
+    assert set(evaluation.metrics) == {"val/accuracy", "val/seconds", "bytes/activations"}
 
 
 async def test_an_update_that_was_finished_without_what_is_now_asked_for_is_made_again(
