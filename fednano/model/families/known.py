@@ -11,6 +11,11 @@ from types import MappingProxyType
 MODULES: Mapping[str, str] = MappingProxyType(
     {
         "nano": "fednano.model.nano",
+        "llava": "fednano.model.families.llava",
     }
 )
-ARCHITECTURES: Mapping[str, str] = MappingProxyType({})
+ARCHITECTURES: Mapping[str, str] = MappingProxyType(
+    {
+        "LlavaForConditionalGeneration": "llava",
+    }
+)
