@@ -2,13 +2,14 @@
 # Makes the federation's certificates where they are missing or end within 30 days, and hands each service its own
 # and the revocation list.
 #   certificates.sh                  once at each `docker compose up`
-#   certificates.sh revoke ROLE ID   afterwards nobody accepts that identity any more
+#   certificates.sh revoke ROLE ID   afterwards nobody accepts that identity any more, until it is renewed
 #   certificates.sh renew ROLE ID    a new certificate for the same identity
 set -eu
 umask 077
 
 issue() { # ROLE ID [--host HOST]
-    fednano certs issue /authority "$@" --renew-within 30 >/dev/null
+    # Who was put out does not come back by itself at the next start.
+    [ -e "/authority/$1-$2/revoked" ] || fednano certs issue /authority "$@" --renew-within 30 >/dev/null
 }
 
 # Whole or not at all: a service may read while this writes.
@@ -27,8 +28,8 @@ hand_over() { # HOLDER FOLDER
 
 case ${1:-prepare} in
     prepare) ;;
-    revoke) fednano certs revoke /authority "$2" "$3" ;;
-    renew) fednano certs issue /authority "$2" "$3" --host "$3" ;;
+    revoke) fednano certs revoke /authority "$2" "$3" && touch "/authority/$2-$3/revoked" ;;
+    renew) fednano certs issue /authority "$2" "$3" --host "$3" && rm -f "/authority/$2-$3/revoked" ;;
     *) echo "usage: certificates.sh [revoke ROLE ID | renew ROLE ID]" >&2; exit 2 ;;
 esac
 

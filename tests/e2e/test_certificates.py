@@ -66,7 +66,9 @@ def test_a_client_with_its_own_certificate_is_let_in(federation: Federation) -> 
 def test_a_client_with_another_ones_certificate_is_refused(federation: Federation) -> None:
     answer = join(federation, "client-2", "client-3")
     assert answer.code == 1, answer.text
-    assert "client-3" in answer.text.splitlines()[-1]
+    (said,) = [line for line in answer.text.splitlines() if line.startswith("error:")]
+    assert "client-3" in said
+    assert "client-2" in said
 
 
 def test_a_revoked_certificate_is_refused_at_once(federation: Federation) -> None:
@@ -80,3 +82,11 @@ def test_a_revoked_certificate_is_refused_at_once(federation: Federation) -> Non
     answer = join(federation, "client-4", "client-4")
     assert answer.code != 0
     assert "revoked" in answer.text
+
+
+def test_a_revoked_identity_stays_out_until_it_is_renewed(federation: Federation) -> None:
+    federation.must("run", "--rm", "--no-deps", "-T", "certificates")
+    assert knock(federation, "client-4", ADDRESSES[0]).code == 1
+    federation.must("run", "--rm", "--no-deps", "-T", "certificates", "renew", "client", "client-4")
+    for address in ADDRESSES:
+        assert knock(federation, "client-4", address).code == 0

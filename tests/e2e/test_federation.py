@@ -136,7 +136,7 @@ def test_prometheus_finds_what_the_dashboard_asks_for(federation: Federation) ->
         names = re.findall(r"\b(?:fednano|process)_\w+", query)
         # Those of a run's clients are there while it goes on.
         known = [name for name in names if name in series]
-        assert known == names or names == ["fednano_client_step"] or "refused" in query, query
+        assert known == names or "refused" in query, query
         if names != known:
             continue
         asked = {label for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(", ")}
