@@ -81,3 +81,21 @@ def test_an_image_installs_only_its_services_extra(service: str) -> None:
     assert "USER 10001:10001" in dockerfile
     assert "# syntax=" not in dockerfile
     assert f'ENTRYPOINT ["python", "-m", "services.{service}"]' in dockerfile
+
+
+def test_prometheus_scrapes_where_the_services_serve_their_metrics(compose: dict[str, Any]) -> None:
+    scraped = yaml.safe_load((REPOSITORY / "deploy/compose/prometheus.yml").read_text())["scrape_configs"][0]
+    targets = {target for each in scraped["static_configs"] for target in each["targets"]}
+    services = [compose["services"][name] for name in ("server", "aggregator")]
+    assert targets == {service["environment"]["FEDNANO_METRICS_LISTEN"] for service in services}
+    for service in services:
+        (alias,) = service["networks"]["metrics"]["aliases"]
+        assert service["environment"]["FEDNANO_METRICS_LISTEN"].startswith(f"{alias}:")
+    assert "metrics" in compose["services"]["prometheus"]["networks"]
+
+
+def test_every_file_that_compose_mounts_is_there(compose: dict[str, Any]) -> None:
+    for name, config in compose["configs"].items():
+        assert (REPOSITORY / config["file"]).is_file(), name
+    mounted = {config["source"] for service in compose["services"].values() for config in service.get("configs", ())}
+    assert mounted == set(compose["configs"])
