@@ -1,12 +1,13 @@
 # make demo: set-up plus a full federated run. make test: set-up plus all tests that need no container engine.
 # make e2e: set-up, then images, docker compose and harm done to containers; needs a container engine and its compose.
+# make gate-deploy: set-up, helm where there is none, then Dockerfiles, chart, compose files and vulnerabilities.
 # make chaos: set-up plus the chaos suite in its long form, of which make test holds the short one.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test chaos e2e images check format setup clean
+.PHONY: demo test chaos e2e images check gate-deploy format setup clean
 
 demo: setup
 	$(BIN)/fednano demo
@@ -31,6 +32,10 @@ check: setup
 	$(BIN)/hadolint services/*/Dockerfile
 	cd proto && ../$(BIN)/buf lint
 	cd proto && ../$(BIN)/buf format --diff --exit-code
+
+gate-deploy: setup
+	-$(BIN)/python -m tools.fetch_helm $(BIN)
+	$(BIN)/python -m tools.gate_deploy
 
 format: setup
 	$(BIN)/ruff format .
