@@ -88,7 +88,7 @@ def _padded(rows_MD: Tensor, seen: AdapterPass) -> Tensor:
     """[B, T, D]: each example's rows, then zeros, which add nothing to any sum over tokens."""
     counts_B = torch.bincount(seen.example_index_M, minlength=seen.example_count)
     starts_B = counts_B.cumsum(0) - counts_B
-    column_M = torch.arange(len(rows_MD)) - starts_B[seen.example_index_M]
+    column_M = torch.arange(len(rows_MD), device=rows_MD.device) - starts_B[seen.example_index_M]
     longest = int(counts_B.max()) if len(rows_MD) else 0
     padded_BTD = rows_MD.new_zeros(seen.example_count, longest, rows_MD.shape[1])
     padded_BTD[seen.example_index_M, column_M] = rows_MD
@@ -96,7 +96,7 @@ def _padded(rows_MD: Tensor, seen: AdapterPass) -> Tensor:
 
 
 def _square_halves(gradients_Bxx: Tensor, first_index: int) -> Tensor:
-    """[H, ...] in float64."""
-    squares_Bxx = gradients_Bxx.square()
+    """[H, ...] in float64, on the CPU: there is little of it, and not every device knows the type."""
+    squares_Bxx = gradients_Bxx.square().cpu()
     even = first_index % 2
     return torch.stack([squares_Bxx[start::2].sum(0, dtype=torch.float64) for start in (even, 1 - even)])

@@ -21,13 +21,14 @@ class GramMean:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, modality: str, inputs_MD: Tensor) -> None:
-        x_MD = inputs_MD.double()
+        # MPS does not know the type.
+        x_MD = (inputs_MD.cpu() if inputs_MD.device.type == "mps" else inputs_MD).double()
         product_DD = x_MD.T @ x_MD
         self._sums[modality] = self._sums[modality] + product_DD if modality in self._sums else product_DD
 
     def mean(self, example_count: int) -> dict[str, Tensor]:
-        """[D, D] by modality."""
-        return {modality: self._sums[modality] / example_count for modality in sorted(self._sums)}
+        """[D, D] by modality, on the CPU."""
+        return {modality: self._sums[modality].cpu() / example_count for modality in sorted(self._sums)}
 
 
 @dataclass(frozen=True, kw_only=True)

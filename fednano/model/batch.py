@@ -4,8 +4,9 @@ B: batch   S: tokens of a packed batch   P: image tokens   D: hidden size   N: a
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ class PackedBatch:
 
     ``output_positions`` are positions in S that predict a token: for training, those before each answer token. The
     last answer token is never an input, for nothing follows it. ``answer_ids_N`` and ``example_index_N`` say which
-    token is right there and which of the B examples it belongs to; both are empty for prompts alone.
+    token is right there and which of the B examples it belongs to; both are empty for prompts alone. A new batch is on
+    the CPU.
     """
 
     token_ids_S: Tensor
@@ -48,7 +50,21 @@ class PackedBatch:
     @property
     def example_index_S(self) -> Tensor:
         """Which of the B examples each position belongs to."""
-        return torch.arange(self.example_count).repeat_interleave(torch.tensor(self.sequence_lengths))
+        lengths_B = torch.tensor(self.sequence_lengths)
+        return torch.arange(self.example_count).repeat_interleave(lengths_B).to(self.token_ids_S.device)
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch with its tensors there; itself where they are already."""
+        if self.token_ids_S.device == device:
+            return self
+        return replace(
+            self,
+            token_ids_S=self.token_ids_S.to(device),
+            is_image_S=self.is_image_S.to(device),
+            image_embeds_MD=self.image_embeds_MD.to(device),
+            answer_ids_N=self.answer_ids_N.to(device),
+            example_index_N=self.example_index_N.to(device),
+        )
 
 
 def pack(examples: Sequence[EncodedExample], image_token_id: int) -> PackedBatch:

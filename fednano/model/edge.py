@@ -59,13 +59,19 @@ class NanoEdge(nn.Module):
         self.adapters = adapters
 
     @property
+    def device(self) -> torch.device:
+        """Where all of it computes; batches, and what the language model returns, are brought there."""
+        return self.token_embedding.weight.device
+
+    @property
     def output_kind(self) -> OutputKind:
         """What to ask the language model for: logits only where the head is not held here."""
         return "logits" if self.head is None else "hidden_states"
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """inputs_embeds_SD: each modality's embeddings through its adapter, put where its tokens stand."""
-        embeds_SD = torch.zeros(len(batch.token_ids_S), self.token_embedding.embedding_dim)
+        batch = batch.to(self.device)
+        embeds_SD = torch.zeros(len(batch.token_ids_S), self.token_embedding.embedding_dim, device=self.device)
         for modality in MODALITIES:
             adapted_MD = self.adapters(self.frozen_embeds(batch, modality), modality)
             embeds_SD = embeds_SD.index_copy(0, positions_of(batch, modality), adapted_MD)
@@ -74,6 +80,7 @@ class NanoEdge(nn.Module):
     @torch.no_grad()
     def frozen_embeds(self, batch: PackedBatch, modality: str) -> Tensor:
         """What the modality's adapter gets: [M, D], in the order of ``positions_of``."""
+        batch = batch.to(self.device)
         if modality == IMAGE:
             return batch.image_embeds_MD
         embeds_MD: Tensor = self.token_embedding(batch.token_ids_S[~batch.is_image_S])
@@ -98,16 +105,17 @@ class NanoEdge(nn.Module):
         inputs_embeds_SD: Tensor,
         batch: PackedBatch,
         *,
-        reduction: Literal["mean", "sum"] = "mean",
+        weight: float | None = None,
     ) -> Tensor:
         """Each example's negative log-likelihood [B]: the sum over its answer's tokens.
 
-        ``reduction`` foretells what the caller differentiates of them: it changes no number, and spares a loss that is
-        computed on the server a second trip.
+        ``weight`` foretells what the caller multiplies each of them with before it differentiates their sum, None their
+        mean: it changes no number, and spares a loss that is computed on the server a second trip.
         """
         if isinstance(language, LossHalf):
             lengths, positions = batch.sequence_lengths, batch.output_positions
-            weights_N = torch.ones(len(positions)) / (batch.example_count if reduction == "mean" else 1)
+            # As autograd will have it, on the CPU: they travel.
+            weights_N = torch.ones(len(positions)) * (1 / batch.example_count if weight is None else weight)
             nll_N = language.token_nll(inputs_embeds_SD, lengths, positions, batch.answer_ids_N, weights_N)
             return _by_example(nll_N, batch)
         return nll_of(self.answer_logits(language, inputs_embeds_SD, batch), batch.answer_ids_N, batch)
@@ -120,17 +128,23 @@ class NanoEdge(nn.Module):
 
 def nll_of(logits_NV: Tensor, answer_ids_N: Tensor, batch: PackedBatch) -> Tensor:
     """The negative log-likelihood [B] of each example's part of the answers."""
+    answer_ids_N = answer_ids_N.to(logits_NV.device)
     return _by_example(F.cross_entropy(logits_NV, answer_ids_N, reduction="none"), batch)
 
 
 def _by_example(nll_N: Tensor, batch: PackedBatch) -> Tensor:
-    return torch.zeros(batch.example_count).index_add(0, batch.example_index_N, nll_N)
+    nll_B = torch.zeros(batch.example_count, device=nll_N.device)
+    return nll_B.index_add(0, batch.example_index_N.to(nll_N.device), nll_N)
 
 
 @torch.no_grad()
 def image_embeds(parts: EdgeParts, pixels_BCHW: Tensor) -> Tensor:
-    """[B, P, D] through the frozen pieces: the same in every round, so that callers compute it once."""
-    embeds_BPD: Tensor = parts.connector(parts.vision_encoder(pixels_BCHW))
+    """[B, P, D] through the frozen pieces: the same in every round, so that callers compute it once.
+
+    On their device and in their type, whatever ``pixels_BCHW`` are.
+    """
+    like = next(parts.vision_encoder.parameters())
+    embeds_BPD: Tensor = parts.connector(parts.vision_encoder(pixels_BCHW.to(device=like.device, dtype=like.dtype)))
     return embeds_BPD
 
 

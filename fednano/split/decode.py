@@ -103,7 +103,7 @@ class DecodeStream:
         shape = (sum(map(bool, sequence_lengths)), self._terms.output_width(output_kind))
         output = await stream.receive_tensor(answer.result.output, shape)
         self._traffic.activations_bytes += spec.size_bytes + answer.result.output.size_bytes
-        return output.to(inputs_embeds_SD.dtype)
+        return output.to(inputs_embeds_SD)
 
     async def _open(self) -> Frames:
         if self._stream is None:

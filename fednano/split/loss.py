@@ -56,7 +56,8 @@ class LabelledLanguageModel(RemoteLanguageModel):
     async def _loss(self, step: LabelledPass) -> tuple[Tensor, Tensor]:
         session = await self._open()
         try:
-            return await session.loss(step)
+            # Ids grow within a session, and this may be another one.
+            return await session.loss(replace(step, step_id=next(self._step_ids)))
         except BaseException:
             self._drop(session)
             raise
@@ -70,12 +71,12 @@ class _RemoteLoss(torch.autograd.Function):
         nll_N, grad_SD = remote.pass_loss(step)
         ctx.remote, ctx.step = remote, step
         ctx.save_for_backward(grad_SD)
-        return nll_N.to(inputs_embeds_SD.dtype)
+        return nll_N.to(inputs_embeds_SD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_nll_N: Tensor) -> tuple[Tensor, None, None]:
         (grad_SD,) = ctx.saved_tensors
-        if not torch.equal(grad_nll_N, ctx.step.weights_N):
+        if not torch.equal(grad_nll_N.cpu(), ctx.step.weights_N):
             grad_SD = ctx.remote.again(ctx.step, grad_nll_N)
-        return grad_SD.to(ctx.step.inputs_embeds_SD.dtype), None, None
+        return grad_SD.to(ctx.step.inputs_embeds_SD), None, None

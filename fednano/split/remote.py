@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,8 +60,8 @@ class RemoteLanguageModel:
         self._give_up_after_s = give_up_after_s
         self._step_ids = count(1)
         self._session: StepSession | None = None
-        # The passes that the session at hand has done forward and still keeps.
-        self._held: set[Pass] = set()
+        # The passes that the session at hand has done forward and still keeps, each as it was sent there.
+        self._held: dict[Pass, Pass] = {}
         self.traffic = Traffic()
         self._abandoned = abandoned or threading.Event()
 
@@ -85,7 +86,7 @@ class RemoteLanguageModel:
             output_kind=output_kind,
             requires_grad=torch.is_grad_enabled() and inputs_embeds_SD.requires_grad,
         )
-        # The server may compute in another type than this process.
+        # The server may compute in another type than this process, and its answers come to the CPU.
         output: Tensor = _RemotePass.apply(inputs_embeds_SD, self, step)  # type: ignore[no-untyped-call]
         return output
 
@@ -140,13 +141,15 @@ class RemoteLanguageModel:
 
     async def _forward(self, step: Pass) -> Tensor:
         session = await self._open()
+        # Ids grow within a session: a pass that is done again comes after those that were sent meanwhile.
+        sent = replace(step, step_id=next(self._step_ids))
         try:
-            output = await session.forward(step)
+            output = await session.forward(sent)
         except BaseException:
             self._drop(session)
             raise
         if step.requires_grad:
-            self._held.add(step)
+            self._held[step] = sent
         return output
 
     async def _backward(self, step: Pass, grad_output: Tensor) -> Tensor:
@@ -154,11 +157,11 @@ class RemoteLanguageModel:
         if step not in self._held:
             await self._forward(step)
         try:
-            grad_SD = await session.backward(step, grad_output)
+            grad_SD = await session.backward(self._held[step], grad_output)
         except BaseException:
             self._drop(session)
             raise
-        self._held.discard(step)
+        del self._held[step]
         return grad_SD
 
     async def _open(self) -> StepSession:
@@ -178,10 +181,10 @@ class _RemotePass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs_embeds_SD: Tensor, remote: RemoteLanguageModel, step: Pass) -> Tensor:
         ctx.remote, ctx.step = remote, step
-        return remote.pass_forward(step).to(inputs_embeds_SD.dtype)
+        return remote.pass_forward(step).to(inputs_embeds_SD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        grad_SD = ctx.remote.pass_backward(ctx.step, grad_output).to(ctx.step.inputs_embeds_SD.dtype)
+        grad_SD = ctx.remote.pass_backward(ctx.step, grad_output).to(ctx.step.inputs_embeds_SD)
         return grad_SD, None, None

@@ -100,7 +100,7 @@ def replace_file(path: Path, content: bytes) -> None:
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].cpu().contiguous()
         digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -41,7 +41,7 @@ def estimate_fisher(
     """As ``fisher_information``; with ``labels``, of labels that it draws from the model's own distribution."""
     mean = FisherMean()
     for group in consecutive(examples, most_examples=FISHER_BATCH, most_tokens=max_pass_tokens):
-        batch = pack(group, edge.parts.processor.image_token_id)
+        batch = pack(group, edge.parts.processor.image_token_id).to(edge.device)
         gradients_SD = input_gradients(edge, language, batch, labels)
         mean.add(batch_halves(edge, batch, gradients_SD, mean.example_count), batch.example_count)
         after_batch()
@@ -56,10 +56,11 @@ def input_gradients(
         inputs_embeds_SD = edge(batch)
     inputs_embeds_SD.requires_grad_()
     if labels is None:
-        nll_B = edge.answer_nll(language, inputs_embeds_SD, batch, reduction="sum")
+        nll_B = edge.answer_nll(language, inputs_embeds_SD, batch, weight=1.0)
     else:
         logits_NV = edge.answer_logits(language, inputs_embeds_SD, batch)
-        drawn_N = torch.multinomial(logits_NV.detach().softmax(-1), 1, generator=labels).squeeze(1)
+        # On the CPU: the generator is there, and draws the same for every device.
+        drawn_N = torch.multinomial(logits_NV.detach().softmax(-1).cpu(), 1, generator=labels).squeeze(1)
         nll_B = nll_of(logits_NV, drawn_N, batch)
     gradients_SD: Tensor = torch.autograd.grad(nll_B.sum(), inputs_embeds_SD)[0]
     return gradients_SD

@@ -65,7 +65,7 @@ class LocalTraining:
                 after_step()
 
     def _step(self, examples: Sequence[EncodedExample]) -> None:
-        batch = pack(examples, self._edge.parts.processor.image_token_id)
+        batch = pack(examples, self._edge.parts.processor.image_token_id).to(self._edge.device)
         self._optimizer.zero_grad()
         inputs_embeds_SD = self._edge(batch)
         inputs_embeds_SD.retain_grad()
