@@ -1,6 +1,6 @@
 """What Prometheus scrapes: one registry a process, served on a port of its own, and what every gRPC service counts.
 
-docs/operations.md lists the names. A label's values are bounded: methods, codes and reasons of the contract.
+docs/metrics.md lists the names. A label's values are bounded: methods, codes and reasons of the contract.
 """
 
 import time

@@ -21,7 +21,7 @@ CUDA = torch.device("cuda")
 CPU = torch.device("cpu")
 Attend = Callable[[Sequence[Tensor], int | None], Tensor]
 SHAPES = {"a key head for each query head": (4, None), "shared key heads": (2, None), "a window": (2, 5)}
-# What docs/operations.md promises of a GPU: the largest difference as a share of the largest number.
+# What docs/llm-server.md promises of a GPU: the largest difference as a share of the largest number.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
