@@ -23,13 +23,13 @@ CPU = torch.device("cpu")
 
 
 class Echo:
-    """A language model behind a wire: what it gets and gives is on the CPU."""
+    """A language model behind a wire: what it gets and gives is on the CPU. Each output has heard all before it."""
 
     def forward(
         self, inputs_embeds_SD: Tensor, lengths: Sequence[int], positions: Sequence[int], kind: OutputKind
     ) -> Tensor:
         assert (kind, sum(lengths)) == ("hidden_states", len(inputs_embeds_SD))
-        return inputs_embeds_SD.cpu()[list(positions)].to(inputs_embeds_SD)
+        return inputs_embeds_SD.cpu().cumsum(0)[list(positions)].to(inputs_embeds_SD) / 20
 
 
 def results(device: torch.device, encoder_type: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ def test_an_edge_on_another_device_mixes_nothing_with_the_cpu_and_computes_the_s
         found = results(ELSEWHERE)
     for name, tensor in expected.items():
         # Not to the bit: where a tensor lies in memory decides which kernel adds it up.
-        assert _error(torch.as_tensor(found[name].numpy()), tensor) < 1e-5, name
+        assert _error(torch.as_tensor(found[name].numpy()), tensor) < 1e-4, name
     assert expected["adapter.image.up.weight"].any()
 
 
