@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fednano.cli import (
     adapter_commands,
@@ -14,14 +13,15 @@ from fednano.cli import (
     client_commands,
     create_command,
     data_commands,
+    demo_command,
     examples_command,
+    experiment_command,
     params_command,
     round_commands,
     run_commands,
 )
 from fednano.cli.commands import operator_command
 from fednano.cli.exits import EXIT_WORDS, or_exit
-from fednano.cli.options import DemoMethod, DemoOptions
 from fednano.cli.status_command import status
 from fednano.config import Security
 
@@ -42,34 +42,8 @@ app.add_typer(examples_command.app, name="examples")
 app.add_typer(data_commands.app, name="data")
 operator_command(app, "status")(status)
 params_command.register(app)
-
-
-@app.command()
-def demo(
-    clients: Annotated[int, typer.Option(min=1, max=50, help="Client processes.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of training.")] = 10,
-    method: Annotated[DemoMethod, typer.Option(help="Federated algorithm.")] = DemoMethod.FEDNANO,
-    seed: Annotated[int, typer.Option(min=0, help="Decides examples, split, adapters, order.")] = 0,
-    alpha: Annotated[float, typer.Option(min=0.01, help="Dirichlet split: small is less alike.")] = 1.0,
-    out: Annotated[Path, typer.Option(help="Folder for state, logs and report.")] = Path("runs/demo"),
-    train_examples: Annotated[int, typer.Option(min=10, help="Training examples over all clients.")] = 1000,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print only the report, as JSON; progress to stderr.")
-    ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over even where a run was cut short.")] = False,
-) -> None:
-    """Tunes one frozen model with several client processes on this machine, and shows what came of it."""
-    options = DemoOptions(
-        out=out,
-        clients=clients,
-        rounds=rounds,
-        method=method,
-        seed=seed,
-        alpha=alpha,
-        train_examples=train_examples,
-        fresh=fresh,
-    )
-    or_exit(lambda: _demo(options, as_json), interrupted="stopped; the same command continues the run")
+demo_command.register(app)
+experiment_command.register(app)
 
 
 @app.command()
@@ -108,18 +82,3 @@ def ask(
 
     found = or_exit(answer, interrupted="stopped")
     typer.echo(json.dumps({"answer": found}) if as_json else found)
-
-
-def _demo(options: DemoOptions, as_json: bool) -> None:
-    # Here, for the other commands do not need what it imports.
-    from fednano.cli.demo import run_demo
-    from fednano.cli.report import to_json, to_tables
-    from fednano.cli.view import RunView
-
-    console = Console(stderr=as_json)
-    report = run_demo(options, RunView(console))
-    if as_json:
-        typer.echo(to_json(report), nl=False)
-        return
-    console.print(*to_tables(report), sep="\n")
-    console.print(f"report, plot and adapter: {options.out}", markup=False, highlight=False, soft_wrap=True)

@@ -6,32 +6,31 @@ The way: data -> server, aggregator and clients as processes -> a run over RPC -
 import asyncio
 import shutil
 import time
-from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from fednano.cli import options as run_options
+from fednano.cli.local_federation import (
+    PLAINTEXT,
+    ClientPart,
+    clients_serving,
+    get_model,
+    services_serving,
+    start_client,
+    start_services,
+    supervised,
+)
 from fednano.cli.operator import Operator
 from fednano.cli.options import RUN_ID, RUN_NAME, DemoOptions
 from fednano.cli.plot import write_plot
-from fednano.cli.processes import Part, Processes, free_address
+from fednano.cli.processes import Processes
 from fednano.cli.report import FinishedRun, Report, make_report, to_json, to_markdown
 from fednano.cli.view import RunView
-from fednano.config import Security
+from fednano.data.client_folders import write_client_folders
+from fednano.data.folder import open_folder
 from fednano.data.icon_federation import write_icon_federation
 from fednano.errors import PartFailed
-from fednano.rpc.channels import open_channel, wait_until_serving
-from fednano.v1 import run_pb2, run_service_pb2, split_service_pb2, split_service_pb2_grpc
-
-# Processes that import torch start slowly, and all at once on few cores more so.
-START_TIMEOUT_S = 120.0
-CALL_TIMEOUT_S = 10.0
-# A round may be silent for its whole deadline, twice: training, then evaluation.
-SILENCE_S = 2.0 * run_options.ROUND_TIMEOUT_S + 60.0
-PLAINTEXT = Security(insecure=True)
-SPLIT_SERVICE = "fednano.v1.SplitService"
-RUN_SERVICE = "fednano.v1.RunService"
-OVERALL = ""
-MODEL = "nano"
+from fednano.rpc.channels import open_channel
+from fednano.v1 import run_pb2, run_service_pb2, split_service_pb2
 
 
 def run_demo(options: DemoOptions, view: RunView) -> Report:
@@ -42,7 +41,7 @@ def run_demo(options: DemoOptions, view: RunView) -> Report:
     started = time.monotonic()
     prepare(options, view)
     with Processes(options.out, view.say) as processes, view:
-        finished = asyncio.run(_run(options, processes, view, started))
+        finished = asyncio.run(supervised(processes, _federate(options, processes, view, started)))
     report = make_report(finished)
     (options.out / "report.md").write_text(to_markdown(report))
     write_plot(options.out / "plot.png", report, finished.rounds)
@@ -60,9 +59,28 @@ def prepare(options: DemoOptions, view: RunView) -> None:
         return
     _clear(out)
     out.mkdir(parents=True, exist_ok=True)
-    view.say(f"writing the examples of {options.clients} clients to {out / 'examples'}")
+    _write_examples(options, view)
+    mark.write_text(options.fingerprint)
+
+
+def _write_examples(options: DemoOptions, view: RunView) -> None:
+    """One folder for each client: of generated icons, or of the user's own examples."""
+    folder = options.out / "examples"
+    if options.examples is not None:
+        view.say(f"splitting {options.examples} over {options.clients} clients: {folder}")
+        write_client_folders(
+            open_folder(options.examples),
+            folder,
+            client_count=options.clients,
+            alpha=options.alpha,
+            seed=options.seed,
+            minimum_share=options.minimum_share,
+            allow_missing_images=False,
+        )
+        return
+    view.say(f"writing the examples of {options.clients} clients to {folder}")
     write_icon_federation(
-        out / "examples",
+        folder,
         client_count=options.clients,
         alpha=options.alpha,
         seed=options.seed,
@@ -70,7 +88,6 @@ def prepare(options: DemoOptions, view: RunView) -> None:
         val_count=options.val_examples,
         test_count=options.test_examples,
     )
-    mark.write_text(options.fingerprint)
 
 
 def _clear(out: Path) -> None:
@@ -82,76 +99,30 @@ def _clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-async def _run(options: DemoOptions, processes: Processes, view: RunView, started: float) -> FinishedRun:
-    """The demo's work beside the supervision of its parts; whichever ends first ends the other."""
-    supervision = asyncio.create_task(processes.supervise())
-    work = asyncio.create_task(_federate(options, processes, view, started))
-    try:
-        await asyncio.wait({supervision, work}, return_when=asyncio.FIRST_COMPLETED)
-        # A part that has just died is why a call failed: its failure says more.
-        processes.check()
-        if supervision.done():
-            supervision.result()
-        return await work
-    finally:
-        for task in (supervision, work):
-            task.cancel()
-        await asyncio.gather(supervision, work, return_exceptions=True)
-
-
 async def _federate(options: DemoOptions, processes: Processes, view: RunView, started: float) -> FinishedRun:
     view.say(f"starting the LLM server, the aggregator and {len(options.example_folders)} clients")
-    server_address, aggregator_address = free_address(), free_address()
-    flags = ["--model", MODEL, "--listen", server_address]
-    server = processes.start("server", "services.server", flags)
-    flags = ["--state", str(options.out / "state"), "--listen", aggregator_address]
-    aggregator = processes.start("aggregator", "services.aggregator", flags, survives_kill=True)
-    # They wait for both peers, and for the run.
-    clients = [
-        _start_client(options, processes, name, server_address, aggregator_address) for name in options.example_folders
-    ]
-    await _all(_serving(processes, server, SPLIT_SERVICE), _serving(processes, aggregator, RUN_SERVICE))
-    model = await get_model(server_address)
-    async with open_channel(aggregator_address, PLAINTEXT) as channel:
-        operator = Operator(channel=channel, peer=f"the aggregator at {aggregator_address}")
+    addresses, server, aggregator = start_services(processes, model=options.model, state=options.out / "state")
+    clients = [start_client(processes, _client(options, name), addresses) for name in options.example_folders]
+    await services_serving(processes, server, aggregator)
+    model = await get_model(addresses.server)
+    async with open_channel(addresses.aggregator, PLAINTEXT) as channel:
+        operator = Operator(channel=channel, peer=f"the aggregator at {addresses.aggregator}")
         await operator.create(_create_request(options, model))
         view.say(f"created {RUN_NAME}: {options.method.value}, {options.rounds} rounds, {options.clients} clients")
-        await _all(*(_serving(processes, client, OVERALL) for client in clients))
-        return await _collect(options, operator, model, await _watch(operator, view), started)
+        await clients_serving(processes, clients)
+        return await _collect(options, operator, model, await _watch(options, operator, view), started)
 
 
-def _start_client(
-    options: DemoOptions, processes: Processes, name: str, server_address: str, aggregator_address: str
-) -> Part:
-    flags = ["--client-id", name, "--run", RUN_NAME, "--examples", str(options.example_folders[name])]
-    if name == run_options.POOLED_CLIENT:
-        flags.append("--pooled")
-    flags += ["--model", MODEL, "--server", server_address, "--aggregator", aggregator_address]
-    flags += ["--state", str(options.out / "clients")]
-    return processes.start(name, "services.client", [*flags, "--listen", "127.0.0.1:0"], may_end=True)
-
-
-async def _serving(processes: Processes, part: Part, service: str) -> str:
-    """The part's address, once its health says that it serves; a client that is done already counts as well."""
-    address = await processes.ready(part, START_TIMEOUT_S)
-    if part.process.poll() == 0:
-        return address
-    async with open_channel(address, PLAINTEXT) as channel:
-        await wait_until_serving(channel, service, part.name, START_TIMEOUT_S)
-    return address
-
-
-async def _all(*waits: Coroutine[None, None, str]) -> Sequence[str]:
-    """All results; the first failure cancels the other waits."""
-    async with asyncio.timeout(START_TIMEOUT_S * 2):
-        return await asyncio.gather(*waits)
-
-
-async def get_model(server_address: str) -> split_service_pb2.Model:
-    """What the LLM server says of its model."""
-    async with open_channel(server_address, PLAINTEXT) as channel:
-        stub: split_service_pb2_grpc.SplitServiceAsyncStub = split_service_pb2_grpc.SplitServiceStub(channel)
-        return (await stub.GetModel(split_service_pb2.GetModelRequest(), timeout=CALL_TIMEOUT_S)).model
+def _client(options: DemoOptions, name: str) -> ClientPart:
+    return ClientPart(
+        name=name,
+        run=RUN_NAME,
+        examples=options.example_folders[name],
+        state=options.out / "clients",
+        model=options.model,
+        pooled=name == run_options.POOLED_CLIENT,
+        wire_encoding=options.wire_encoding.value,
+    )
 
 
 def _create_request(options: DemoOptions, model: split_service_pb2.Model) -> run_service_pb2.CreateRunRequest:
@@ -165,9 +136,11 @@ def _create_request(options: DemoOptions, model: split_service_pb2.Model) -> run
     )
 
 
-async def _watch(operator: Operator, view: RunView) -> run_pb2.Run:
+async def _watch(options: DemoOptions, operator: Operator, view: RunView) -> run_pb2.Run:
     """Shows the run until it has ended; the run as its last event has it."""
-    async for event in operator.follow(RUN_NAME, silence_s=SILENCE_S):
+    # A round may be silent for its whole deadline, twice: training, then evaluation.
+    silence_s = 2.0 * options.round_timeout_s + 60.0
+    async for event in operator.follow(RUN_NAME, silence_s=silence_s):
         view.apply(event)
     return view.run
 

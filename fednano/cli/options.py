@@ -14,6 +14,7 @@ from fednano.v1 import run_pb2, split_service_pb2
 RUN_ID = "demo"
 RUN_NAME = f"runs/{RUN_ID}"
 ROUND_TIMEOUT_S = 120
+OWN_ROUND_TIMEOUT_S = 3600
 JOIN_TIMEOUT_S = 120
 VAL_EXAMPLES = 300
 TEST_EXAMPLES = 600
@@ -23,6 +24,15 @@ TEST_EXAMPLES = 600
 PROXIMAL_MU = 0.01
 # The one client that holds everybody's examples.
 POOLED_CLIENT = "pooled"
+
+
+class WireEncoding(StrEnum):
+    """How tensors travel between clients and LLM server."""
+
+    RAW = "raw"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    INT8 = "int8"
 
 
 class DemoMethod(StrEnum):
@@ -51,7 +61,17 @@ class DemoOptions:
     train_examples: int = 1000
     val_examples: int = VAL_EXAMPLES
     test_examples: int = TEST_EXAMPLES
+    # A folder of the user's own, instead of generated icons.
+    examples: Path | None = None
+    minimum_share: float = 0.3
+    model: str = "nano"
+    wire_encoding: WireEncoding = WireEncoding.RAW
     fresh: bool = False
+
+    @property
+    def round_timeout_s(self) -> int:
+        """Nobody knows how long a user's own examples take."""
+        return ROUND_TIMEOUT_S if self.examples is None else OWN_ROUND_TIMEOUT_S
 
     @property
     def example_folders(self) -> dict[str, Path]:
@@ -65,7 +85,7 @@ class DemoOptions:
     def fingerprint(self) -> str:
         """A digest of what decides the result: an unfinished demo may be continued only where it is the same."""
         deciding = {name: value for name, value in asdict(self).items() if name not in ("out", "fresh")}
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def request_id(options: DemoOptions) -> str:
@@ -81,7 +101,7 @@ def run_config(options: DemoOptions, model: split_service_pb2.Model) -> run_pb2.
         round_count=options.rounds,
         clients_per_round=process_count,
         min_updates=process_count,
-        round_timeout=duration_pb2.Duration(seconds=ROUND_TIMEOUT_S),
+        round_timeout=duration_pb2.Duration(seconds=options.round_timeout_s),
         join_timeout=duration_pb2.Duration(seconds=JOIN_TIMEOUT_S),
         method=run_pb2.Method.Value(f"METHOD_{options.method.name}"),
         adapter=run_pb2.AdapterConfig(rank=16, alpha=32, modalities=["image", "text"], hidden_size=model.hidden_size),

@@ -103,6 +103,16 @@ class Processes:
         self.parts.append(part)
         return part
 
+    async def ended(self, parts: Sequence[Part], timeout_s: float) -> None:
+        """Waits until the parts have ended as they are meant to, and forgets them; PartFailed where one does not."""
+        deadline = time.monotonic() + timeout_s
+        while running := [part for part in parts if part.process.poll() is None]:
+            if time.monotonic() > deadline:
+                raise PartFailed(f"{running[0].name} has not ended after {timeout_s:g} s", part=running[0].name)
+            await asyncio.sleep(POLL_S / 4)
+        self.check()
+        self.parts = [part for part in self.parts if part not in parts]
+
     def check(self) -> None:
         """Restarts what a signal killed and may be restarted; raises PartFailed for any other part that has ended."""
         for part in self.parts:

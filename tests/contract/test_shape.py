@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ["fednano", "services", "tools", "tests", "hatch_build.py"]
+ROOMS = ["fednano", "services", "experiments", "tools", "tests", "hatch_build.py"]
 
 
 def sources() -> Iterator[Path]:

@@ -1,0 +1,69 @@
+"""`fednano demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from typer import Option
+
+from fednano.cli.exits import EXIT_WORDS, or_exit
+from fednano.cli.options import DemoMethod, DemoOptions, WireEncoding
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EXIT_WORDS)(demo)
+
+
+def demo(
+    clients: Annotated[int, Option(min=1, max=50, help="Client processes.")] = 5,
+    rounds: Annotated[int, Option(min=1, max=1000, help="Rounds of training.")] = 10,
+    method: Annotated[DemoMethod, Option(help="Federated algorithm.")] = DemoMethod.FEDNANO,
+    seed: Annotated[int, Option(min=0, help="Decides examples, split, adapters, order.")] = 0,
+    alpha: Annotated[float, Option(min=0.01, help="Dirichlet split: small is less alike.")] = 1.0,
+    out: Annotated[Path, Option(help="Folder for state, logs and report.")] = Path("runs/demo"),
+    train_examples: Annotated[int, Option(min=10, help="Training examples over all clients.")] = 1000,
+    examples: Annotated[
+        Path | None, Option(metavar="DIR", help="Your own examples, to split over the clients; see docs/data.md.")
+    ] = None,
+    minimum_share: Annotated[
+        float, Option(min=0.0, max=1.0, help="Of your own: least part of an even share that each client has.")
+    ] = 0.3,
+    model: Annotated[str, Option(help="A preset's name, or a model's folder.")] = "nano",
+    wire_encoding: Annotated[
+        WireEncoding, Option(help="How tensors travel to the LLM server and back.")
+    ] = WireEncoding.RAW,
+    as_json: Annotated[bool, Option("--json", help="Print only the report, as JSON; progress to stderr.")] = False,
+    fresh: Annotated[bool, Option("--fresh", help="Start over even where a run was cut short.")] = False,
+) -> None:
+    """Tunes one frozen model with several client processes on this machine, and shows what came of it."""
+    options = DemoOptions(
+        out=out,
+        clients=clients,
+        rounds=rounds,
+        method=method,
+        seed=seed,
+        alpha=alpha,
+        train_examples=train_examples,
+        examples=examples,
+        minimum_share=minimum_share,
+        model=model,
+        wire_encoding=wire_encoding,
+        fresh=fresh,
+    )
+    or_exit(lambda: _demo(options, as_json), interrupted="stopped; the same command continues the run")
+
+
+def _demo(options: DemoOptions, as_json: bool) -> None:
+    # Here, for the other commands do not need what it imports.
+    from fednano.cli.demo import run_demo
+    from fednano.cli.report import to_json, to_tables
+    from fednano.cli.view import RunView
+
+    console = Console(stderr=as_json)
+    report = run_demo(options, RunView(console))
+    if as_json:
+        typer.echo(to_json(report), nl=False)
+        return
+    console.print(*to_tables(report), sep="\n")
+    console.print(f"report, plot and adapter: {options.out}", markup=False, highlight=False, soft_wrap=True)

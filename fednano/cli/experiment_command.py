@@ -1,0 +1,139 @@
+"""`fednano experiment`: the paper's experiments on real services of this machine."""
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from typer import Option
+
+from fednano.cli.exits import EXIT_WORDS, or_exit
+from fednano.errors import SettingsInvalid
+
+if TYPE_CHECKING:
+    from experiments.cells import Cell
+    from fednano.cli.experiment import ExperimentOptions
+
+NAMES = "methods, adapters, fisher, rank, frequency, clients, heterogeneity, gram, cost"
+# No result is reported on seeds from here on.
+FIRST_VALIDATION_SEED = 100
+Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {NAMES}.")]
+Preset = Annotated[str, Option(help="A model preset's name, or a model's folder.")]
+Seeds = Annotated[int, Option(min=1, help="Seeds of each arm: each its own examples, split and order.")]
+FirstSeed = Annotated[int, Option(min=0, help="The first of them.")]
+Clients = Annotated[int, Option(min=1, max=50, help="Client processes of a run.")]
+Rounds = Annotated[int, Option(min=1, help="Rounds of training.")]
+Alpha = Annotated[float, Option(min=0.01, help="Dirichlet split: small is less alike.")]
+TrainExamples = Annotated[int, Option(min=10, help="Training examples over all clients.")]
+LearningRate = Annotated[float, Option(help="Of the clients' AdamW, where --rates is not given.")]
+Rates = Annotated[str, Option(help="Learning rates, commas between: each arm takes its best on validation.")]
+ValidationSeeds = Annotated[int, Option(min=1, help="Seeds that rates are chosen on, from 100 on.")]
+OwnExamples = Annotated[Path | None, Option(metavar="DIR", help="Your own examples; see docs/data.md.")]
+Out = Annotated[Path | None, Option(help="Folder for results. (runs/experiments/NAME)")]
+Cells = Annotated[Path | None, Option(help="Folder of finished cells, which experiments may share. (OUT/cells)")]
+AsJson = Annotated[bool, Option("--json", help="Print only results.json; progress to stderr.")]
+
+
+class Split(StrEnum):
+    """What accuracy is measured on."""
+
+    TEST = "test"
+    VAL = "val"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EXIT_WORDS)(experiment)
+
+
+def experiment(
+    name: Name,
+    preset: Preset = "nano",
+    seeds: Seeds = 3,
+    first_seed: FirstSeed = 0,
+    clients: Clients = 5,
+    rounds: Rounds = 10,
+    alpha: Alpha = 1.0,
+    train_examples: TrainExamples = 1000,
+    learning_rate: LearningRate = 8e-3,
+    rates: Rates = "",
+    validation_seeds: ValidationSeeds = 2,
+    split: Annotated[Split, Option(help="What accuracy is measured on: val is to choose by.")] = Split.TEST,
+    examples: OwnExamples = None,
+    out: Out = None,
+    cells: Cells = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs an experiment of the paper; what is finished is not run again. Writes results.json, table.md and a plot."""
+
+    def work() -> None:
+        # Here, for the other commands do not need what it imports.
+        from experiments.cells import Cell
+
+        common = Cell(
+            preset=preset,
+            examples="" if examples is None else str(examples.resolve()),
+            clients=clients,
+            rounds=rounds,
+            alpha=alpha,
+            train_examples=train_examples,
+            learning_rate=learning_rate,
+            split=split.value,
+        )
+        numbers = tuple(range(first_seed, first_seed + seeds))
+        swept = tuple(range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + validation_seeds))
+        folder = out or Path("runs/experiments") / name
+        _run(_options(name, common, numbers, (_rates(rates), swept), folder, cells or folder / "cells"), as_json)
+
+    or_exit(work, interrupted="stopped; the same command continues")
+
+
+def _options(
+    name: str,
+    common: "Cell",
+    seeds: tuple[int, ...],
+    sweep: tuple[tuple[float, ...], tuple[int, ...]],
+    out: Path,
+    cells: Path,
+) -> "ExperimentOptions":
+    # Here, for the other commands do not need what it imports.
+    from experiments.definitions import EXPERIMENTS
+    from fednano.cli.experiment import ExperimentOptions
+
+    if name not in EXPERIMENTS:
+        raise SettingsInvalid(f"no experiment {name}: it is one of {NAMES}")
+    if set(seeds) & set(sweep[1]) and sweep[0]:
+        raise SettingsInvalid(f"--first-seed: seeds from {FIRST_VALIDATION_SEED} on are those that rates are chosen on")
+    return ExperimentOptions(
+        experiment=EXPERIMENTS[name],
+        common=common,
+        seeds=seeds,
+        rates=sweep[0],
+        validation_seeds=sweep[1],
+        out=out,
+        cells=cells,
+    )
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(sorted({float(rate) for rate in text.split(",") if rate.strip()}))
+    except ValueError:
+        raise SettingsInvalid(f"--rates: {text!r} is no list of numbers, such as 2e-3,4e-3,8e-3") from None
+
+
+def _run(options: "ExperimentOptions", as_json: bool) -> None:
+    # Here, for the other commands do not need what it imports.
+    from experiments.tables import to_table
+    from fednano.cli.experiment import run_experiment
+    from fednano.cli.experiment_progress import ExperimentProgress
+
+    console = Console(stderr=as_json)
+    results = run_experiment(options, ExperimentProgress(console))
+    if as_json:
+        typer.echo(json.dumps(asdict(results), indent=2))
+        return
+    console.print(to_table(results))
+    console.print(f"results.json, table.md and plot: {options.out}", markup=False, highlight=False, soft_wrap=True)
