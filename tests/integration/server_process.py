@@ -25,9 +25,10 @@ class ServerProcess:
 
 @contextmanager
 def server_process(folder: Path, *flags: str, listen: str = "127.0.0.1:0") -> Iterator[ServerProcess]:
-    """Serves the nano preset; killed at the end of the block, where it still runs."""
+    """Serves the nano preset, with the kernels of the model in this process; killed at the end of the block."""
     ready = folder / f"ready-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "services.server", "--insecure", "--listen", listen, "--ready-file", str(ready)]
+    command += ["--packed-weights", "off"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDNANO_")}
     log = folder / f"{ready.name}.log"
     with log.open("wb") as stderr:

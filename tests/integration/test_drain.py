@@ -72,6 +72,7 @@ async def until_not_serving(channel: grpc.aio.Channel) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_a_step_that_was_begun_is_finished_and_the_next_one_taken_elsewhere(tmp_path: Path, step: Step) -> None:
     with server_process(tmp_path, "--shutdown-grace-s", "30") as first:
         async with client_of(first.address) as (remote, channel):
@@ -93,6 +94,7 @@ async def test_a_step_that_was_begun_is_finished_and_the_next_one_taken_elsewher
                 await asyncio.to_thread(lambda: HalfStep(remote, step).finish())
 
 
+@pytest.mark.slow
 async def test_a_step_that_outlasts_the_grace_is_done_again_elsewhere(tmp_path: Path, step: Step) -> None:
     with server_process(tmp_path, "--shutdown-grace-s", "0.2") as first:
         async with client_of(first.address) as (remote, _):
@@ -115,6 +117,7 @@ def train(language: LanguageHalf, step: Step, count: int) -> torch.Tensor:
     return inputs_SD
 
 
+@pytest.mark.slow
 async def test_training_through_a_restart_ends_with_the_same_bits(tmp_path: Path, step: Step) -> None:
     wanted_SD = train(nano(), step, 40)
     with server_process(tmp_path) as first:
