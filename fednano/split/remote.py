@@ -86,7 +86,7 @@ class RemoteLanguageModel:
             output_kind=output_kind,
             requires_grad=torch.is_grad_enabled() and inputs_embeds_SD.requires_grad,
         )
-        # The server may compute in another type than this process.
+        # The server may compute in another type than this process, and its answers come to the CPU.
         output: Tensor = _RemotePass.apply(inputs_embeds_SD, self, step)  # type: ignore[no-untyped-call]
         return output
 
@@ -181,10 +181,10 @@ class _RemotePass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs_embeds_SD: Tensor, remote: RemoteLanguageModel, step: Pass) -> Tensor:
         ctx.remote, ctx.step = remote, step
-        return remote.pass_forward(step).to(inputs_embeds_SD.dtype)
+        return remote.pass_forward(step).to(inputs_embeds_SD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        grad_SD = ctx.remote.pass_backward(ctx.step, grad_output).to(ctx.step.inputs_embeds_SD.dtype)
+        grad_SD = ctx.remote.pass_backward(ctx.step, grad_output).to(ctx.step.inputs_embeds_SD)
         return grad_SD, None, None
