@@ -1,7 +1,8 @@
 """`fednano experiment`: the paper's experiments on real services of this machine."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,7 @@ from fednano.cli.exits import EXIT_WORDS, or_exit
 from fednano.errors import SettingsInvalid
 
 if TYPE_CHECKING:
-    from experiments.cells import Cell
+    from experiments.definitions import Experiment
     from fednano.cli.experiment import ExperimentOptions
 
 NAMES = "methods, adapters, fisher, rank, frequency, clients, heterogeneity, gram, cost"
@@ -32,6 +33,7 @@ LearningRate = Annotated[float, Option(help="Of the clients' AdamW, where --rate
 Rates = Annotated[str, Option(help="Learning rates, commas between: each arm takes its best on validation.")]
 ValidationSeeds = Annotated[int, Option(min=1, help="Seeds that rates are chosen on, from 100 on.")]
 OwnExamples = Annotated[Path | None, Option(metavar="DIR", help="Your own examples; see docs/data.md.")]
+Only = Annotated[list[str] | None, Option(metavar="LABEL", help="Only this arm, as the table names it; repeatable.")]
 Out = Annotated[Path | None, Option(help="Folder for results. (runs/experiments/NAME)")]
 Cells = Annotated[Path | None, Option(help="Folder of finished cells, which experiments may share. (OUT/cells)")]
 AsJson = Annotated[bool, Option("--json", help="Print only results.json; progress to stderr.")]
@@ -62,6 +64,7 @@ def experiment(
     validation_seeds: ValidationSeeds = 2,
     split: Annotated[Split, Option(help="What accuracy is measured on: val is to choose by.")] = Split.TEST,
     examples: OwnExamples = None,
+    only: Only = None,
     out: Out = None,
     cells: Cells = None,
     as_json: AsJson = False,
@@ -71,6 +74,7 @@ def experiment(
     def work() -> None:
         # Here, for the other commands do not need what it imports.
         from experiments.cells import Cell
+        from fednano.cli.experiment import ExperimentOptions
 
         common = Cell(
             preset=preset,
@@ -82,39 +86,40 @@ def experiment(
             learning_rate=learning_rate,
             split=split.value,
         )
-        numbers = tuple(range(first_seed, first_seed + seeds))
         swept = tuple(range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + validation_seeds))
         folder = out or Path("runs/experiments") / name
-        _run(_options(name, common, numbers, (_rates(rates), swept), folder, cells or folder / "cells"), as_json)
+        options = ExperimentOptions(
+            experiment=_experiment(name, only or []),
+            common=common,
+            seeds=_apart(tuple(range(first_seed, first_seed + seeds)), swept if rates else ()),
+            rates=_rates(rates),
+            validation_seeds=swept,
+            out=folder,
+            cells=cells or folder / "cells",
+        )
+        _run(options, as_json)
 
     or_exit(work, interrupted="stopped; the same command continues")
 
 
-def _options(
-    name: str,
-    common: "Cell",
-    seeds: tuple[int, ...],
-    sweep: tuple[tuple[float, ...], tuple[int, ...]],
-    out: Path,
-    cells: Path,
-) -> "ExperimentOptions":
+def _experiment(name: str, labels: Sequence[str]) -> "Experiment":
+    """The experiment by that name, with these arms of it; with all where none is named."""
     # Here, for the other commands do not need what it imports.
     from experiments.definitions import EXPERIMENTS
-    from fednano.cli.experiment import ExperimentOptions
 
     if name not in EXPERIMENTS:
         raise SettingsInvalid(f"no experiment {name}: it is one of {NAMES}")
-    if set(seeds) & set(sweep[1]) and sweep[0]:
+    found = EXPERIMENTS[name]
+    known = [arm.label for arm in found.arms]
+    if unknown := [label for label in labels if label not in known]:
+        raise SettingsInvalid(f"--only: {unknown[0]!r} is no arm of {name}: they are {'; '.join(known)}")
+    return replace(found, arms=tuple(arm for arm in found.arms if arm.label in labels or not labels))
+
+
+def _apart(seeds: tuple[int, ...], validation_seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if set(seeds) & set(validation_seeds):
         raise SettingsInvalid(f"--first-seed: seeds from {FIRST_VALIDATION_SEED} on are those that rates are chosen on")
-    return ExperimentOptions(
-        experiment=EXPERIMENTS[name],
-        common=common,
-        seeds=seeds,
-        rates=sweep[0],
-        validation_seeds=sweep[1],
-        out=out,
-        cells=cells,
-    )
+    return seeds
 
 
 def _rates(text: str) -> tuple[float, ...]:
