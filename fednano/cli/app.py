@@ -16,6 +16,7 @@ from fednano.cli import (
     demo_command,
     examples_command,
     experiment_command,
+    model_commands,
     params_command,
     round_commands,
     run_commands,
@@ -40,6 +41,7 @@ app.add_typer(audit_commands.app, name="audit")
 app.add_typer(certs_commands.app, name="certs")
 app.add_typer(examples_command.app, name="examples")
 app.add_typer(data_commands.app, name="data")
+app.add_typer(model_commands.app, name="model")
 operator_command(app, "status")(status)
 params_command.register(app)
 demo_command.register(app)

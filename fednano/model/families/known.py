@@ -12,10 +12,19 @@ MODULES: Mapping[str, str] = MappingProxyType(
     {
         "nano": "fednano.model.nano",
         "llava": "fednano.model.families.llava",
+        "llava_next": "fednano.model.families.llava_next",
+        "llava_onevision": "fednano.model.families.llava_onevision",
+        "minigpt4": "fednano.model.families.minigpt4",
+        "smolvlm": "fednano.model.families.smolvlm",
     }
 )
 ARCHITECTURES: Mapping[str, str] = MappingProxyType(
     {
         "LlavaForConditionalGeneration": "llava",
+        "LlavaNextForConditionalGeneration": "llava_next",
+        "LlavaOnevisionForConditionalGeneration": "llava_onevision",
+        "MiniGPT4ForConditionalGeneration": "minigpt4",
+        "SmolVLMForConditionalGeneration": "smolvlm",
+        "Idefics3ForConditionalGeneration": "smolvlm",
     }
 )

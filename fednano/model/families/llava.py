@@ -3,9 +3,12 @@
 B: batch   P: image tokens   E: vision width   D: hidden size
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fednano.errors import ModelInvalid
@@ -75,11 +78,18 @@ class LlavaConnector(nn.Module):
         super().__init__()
         self.linear_1 = nn.Linear(config.vision.feature_width, config.hidden_size, bias=config.connector_bias)
         self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size, bias=config.connector_bias)
+        self.image_newline = nn.Parameter(torch.zeros(config.hidden_size)) if config.has_newline else None
         self._activation = activation(config.connector_activation)
 
     def forward(self, features_BPE: Tensor) -> Tensor:
-        image_embeds_BPD: Tensor = self.linear_2(self._activation(self.linear_1(features_BPE)))
-        return image_embeds_BPD
+        embeds_BPD = self.project(features_BPE)
+        if self.image_newline is None:
+            return embeds_BPD
+        return torch.cat([embeds_BPD, self.image_newline.expand(len(embeds_BPD), 1, -1)], dim=1)
+
+    def project(self, features_BPE: Tensor) -> Tensor:
+        embeds_BPD: Tensor = self.linear_2(self._activation(self.linear_1(features_BPE)))
+        return embeds_BPD
 
 
 def load(folder: Path, manifest: Manifest) -> EdgeParts:
@@ -91,20 +101,42 @@ def build(config: LlavaConfig) -> EdgeModules:
 
 
 def cut(checkpoint: Checkpoint) -> Cut:
-    language = language_config(checkpoint, model_type="llama", architectures=LANGUAGES)
-    vision = tower(checkpoint)
+    return cut_as("llava", checkpoint, LLAVA_DEFAULTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What transformers takes where a checkpoint's settings say nothing."""
+
+    vision: Mapping[str, Any]
+    feature_layer: int
+    feature_strategy: str
+    language_type: str
+    image_token_id: int
+
+
+LLAVA_DEFAULTS = Defaults(
+    vision=CLIP_LARGE, feature_layer=-2, feature_strategy="default", language_type="llama", image_token_id=32000
+)
+
+
+def cut_as(family: str, checkpoint: Checkpoint, defaults: Defaults, *, has_newline: bool = False) -> Cut:
+    """The cut of one of LLaVA's kin. A newline is one token more for a picture."""
+    language = language_config(checkpoint, model_type=defaults.language_type, architectures=LANGUAGES)
+    vision = tower(checkpoint, defaults)
     return Cut(
-        family="llava",
+        family=family,
         rules=RULES,
         edge_config=LlavaConfig(
             # The sizes are those of the weights: who cuts the checkpoint knows them.
             hidden_size=0,
             vocab_size=0,
-            chat=chat_config(checkpoint, vision.token_count),
+            chat=chat_config(checkpoint, vision.token_count + has_newline, defaults.image_token_id),
             picture=picture_config(checkpoint, vision.side_px, mean=CLIP_MEAN, std=CLIP_STD),
             vision=vision,
             connector_bias=checkpoint.config.get("multimodal_projector_bias", True),
             connector_activation=checkpoint.config.get("projector_hidden_act", "gelu"),
+            has_newline=has_newline,
         ),
         build=build,
         language_config=language,
@@ -113,8 +145,9 @@ def cut(checkpoint: Checkpoint) -> Cut:
     )
 
 
-def chat_config(checkpoint: Checkpoint, image_token_count: int) -> ChatConfig:
-    image_token_id = checkpoint.config.get("image_token_index", checkpoint.config.get("image_token_id", 32000))
+def chat_config(checkpoint: Checkpoint, image_token_count: int, default_token_id: int) -> ChatConfig:
+    config = checkpoint.config
+    image_token_id = config.get("image_token_index", config.get("image_token_id", default_token_id))
     return ChatConfig(
         image_token=token_of(checkpoint, image_token_id, "pictures"),
         image_token_count=image_token_count,
@@ -123,16 +156,16 @@ def chat_config(checkpoint: Checkpoint, image_token_count: int) -> ChatConfig:
     )
 
 
-def tower(checkpoint: Checkpoint) -> VitConfig:
+def tower(checkpoint: Checkpoint, defaults: Defaults) -> VitConfig:
     """The tower down to the layers whose features are taken."""
-    settings = vision_settings(checkpoint, CLIP_LARGE)
-    said = checkpoint.config.get("vision_feature_layer", -2)
+    settings = vision_settings(checkpoint, defaults.vision)
+    said = checkpoint.config.get("vision_feature_layer", defaults.feature_layer)
     layers = _counted([said] if isinstance(said, int) else said, settings.num_hidden_layers)
-    keeps_all = checkpoint.config.get("vision_feature_select_strategy", "default") == "full"
+    strategy = checkpoint.config.get("vision_feature_select_strategy", defaults.feature_strategy)
     match settings.model_type:
         case "clip_vision_model":
-            return clip_tower(settings, layers, keeps_class_token=keeps_all)
-        case "siglip_vision_model" if keeps_all:
+            return clip_tower(settings, layers, keeps_class_token=strategy == "full")
+        case "siglip_vision_model" if strategy == "full":
             return siglip_tower(settings, layers, final_norm=False)
     message = f"{checkpoint.name}: a vision tower of type {settings.model_type}, which this family does not know"
     raise ModelInvalid(message, file="config.json")

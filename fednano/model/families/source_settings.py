@@ -47,11 +47,25 @@ _EVA = {
 }
 
 
+_SMOLVLM = {
+    "hidden_size": 1152,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+
+
 def vision_settings(checkpoint: Checkpoint, default: Mapping[str, Any]) -> VisionSettings:
     """``default`` is the family's vision_config, taken whole where the checkpoint has none."""
     said = checkpoint.config.get("vision_config", default)
     model_type = said.get("model_type", default["model_type"])
-    others = {"siglip_vision_model": _SIGLIP, "blip_2_vision_model": _EVA}.get(model_type, {})
+    types = {
+        "siglip_vision_model": _SIGLIP,
+        "blip_2_vision_model": _EVA,
+        "smolvlm_vision": _SMOLVLM,
+        "idefics3_vision": _SMOLVLM,
+    }
+    others = types.get(model_type, {})
     try:
         settings = VisionSettings.model_validate({**others, **said, "model_type": model_type})
     except ValidationError as error:
