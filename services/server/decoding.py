@@ -50,7 +50,8 @@ class DecodeSession:
         await self._frames.send(pb.DecodeResponse(session_opened=answer))
         bind_contextvars(run=session.run)
         log.info("decoding_opened")
-        while (request := await self._frames.next_header()) is not None:
+        # Answers that were begun may end while the server stops, as long as there is grace.
+        while (request := await self._frames.next_header(begun=bool(self._state.lengths))) is not None:
             if not request.HasField("step"):
                 raise StreamMalformed(f"{request.WhichOneof('frame') or 'an empty frame'} came where a step was due")
             await self._step(request.step)

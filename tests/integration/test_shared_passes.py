@@ -113,16 +113,21 @@ async def test_without_batching_nobody_shares_a_pass(model: LanguageModel, steps
     assert sample(registry, "pass_seconds_count", kind="backward") == 12
 
 
+@pytest.mark.parametrize(("checkpointing", "seen"), [("off", "recomputed_total"), ("auto", "checkpointed_total")])
 async def test_ten_times_the_memory_is_asked_for_and_everybody_is_served(
-    model: LanguageModel, steps: list[Step]
+    model: LanguageModel, steps: list[Step], checkpointing: str, seen: str
 ) -> None:
     """The graphs of all take 6 MB and their tensors 100 kB: there is room for a tenth of either."""
     registry = CollectorRegistry()
-    settings = {"graph_memory_bytes": 600_000, "input_memory_bytes": 10_000}
+    settings = {
+        "graph_memory_bytes": 600_000,
+        "input_memory_bytes": 10_000,
+        "activation_checkpointing": checkpointing,
+    }
     async with server(model, registry, **settings) as running, clients(model, running, 6) as remotes:
         await assert_exact(remotes, steps, 2)
         assert sample(registry, "graph_bytes") == 0
-    assert sample(registry, "recomputed_total") > 0
+    assert sample(registry, seen) > 0
     assert sample(registry, "input_bytes") == 0
 
 
