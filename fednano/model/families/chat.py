@@ -61,9 +61,7 @@ class ChatProcessor:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         chat = self._chat
-        picture = chat.before_image + chat.image_token + chat.after_image
-        asked = cqm_a(self._plain(prompt)).replace(f"{MARK}\n", picture + chat.gap, 1).replace(MARK, picture)
-        text = self._template.render(asked)
+        text = self._template.render(self._with_pictures(cqm_a(self._plain(prompt))))
         has_bos = bool(chat.bos_token) and text.startswith(chat.bos_token)
         ids = self._tokenizer.encode(text, add_special_tokens=not has_bos).ids
         return [
@@ -79,6 +77,13 @@ class ChatProcessor:
         answer_ids = ids[: ids.index(self.eos_token_id)] if self.eos_token_id in ids else ids
         text: str = self._tokenizer.decode(answer_ids, skip_special_tokens=True)
         return text
+
+    def _with_pictures(self, asked: str) -> str:
+        chat = self._chat
+        first, *rest = asked.split(MARK)
+        if rest and not first:
+            rest[0] = chat.gap + rest[0].removeprefix("\n")
+        return (chat.before_image + chat.image_token + chat.after_image).join([first, *rest])
 
     def _plain(self, prompt: Prompt) -> Prompt:
         """Who writes a special token into a question must not end the prompt with it, nor show a picture."""
