@@ -6,6 +6,7 @@ The way: data -> server, aggregator and clients as processes -> a run over RPC -
 import asyncio
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from fednano.cli import options as run_options
@@ -14,6 +15,7 @@ from fednano.cli.local_federation import (
     ClientPart,
     clients_serving,
     get_model,
+    metered,
     services_serving,
     start_client,
     start_services,
@@ -102,15 +104,17 @@ def _clear(out: Path) -> None:
 async def _federate(options: DemoOptions, processes: Processes, view: RunView, started: float) -> FinishedRun:
     view.say(f"starting the LLM server, the aggregator and {len(options.example_folders)} clients")
     addresses, server, aggregator = start_services(processes, model=options.model, state=options.out / "state")
-    clients = [start_client(processes, _client(options, name), addresses) for name in options.example_folders]
-    await services_serving(processes, server, aggregator)
-    model = await get_model(addresses.server)
-    async with open_channel(addresses.aggregator, PLAINTEXT) as channel:
+    async with metered(addresses) as (through, counted), open_channel(addresses.aggregator, PLAINTEXT) as channel:
+        # They wait for both services, and for the run.
+        clients = [start_client(processes, _client(options, name), through) for name in options.example_folders]
+        await services_serving(processes, server, aggregator)
+        model = await get_model(addresses.server)
         operator = Operator(channel=channel, peer=f"the aggregator at {addresses.aggregator}")
         await operator.create(_create_request(options, model))
         view.say(f"created {RUN_NAME}: {options.method.value}, {options.rounds} rounds, {options.clients} clients")
         await clients_serving(processes, clients)
-        return await _collect(options, operator, model, await _watch(options, operator, view), started)
+        run = await _watch(options, operator, view)
+        return replace(await _collect(options, operator, model, run, started), socket=counted())
 
 
 def _client(options: DemoOptions, name: str) -> ClientPart:

@@ -13,13 +13,13 @@ from experiments.cells import POOLED_CLIENT, Cell, run_config
 from experiments.examples import make_examples
 from experiments.outcomes import Outcome, load_outcome, save_outcome
 from fednano.cli.experiment_progress import ExperimentProgress
-from fednano.cli.follow import ENDED
 from fednano.cli.local_federation import (
     PLAINTEXT,
     Addresses,
     ClientPart,
     clients_serving,
     get_model,
+    metered,
     services_serving,
     start_client,
     start_services,
@@ -97,24 +97,20 @@ class Services:
         start_s = time.monotonic()
         examples = await asyncio.to_thread(make_examples, cell, self.places.work / "examples")
         name = await self._run_of(cell)
-        clients = [
-            start_client(self.processes, _client(cell, name, one, examples, self.places), self.addresses)
-            for one in cell.process_names
-        ]
-        await clients_serving(self.processes, clients)
-        run = await self._followed(name)
-        if run.state != run_pb2.Run.STATE_SUCCEEDED:
-            state = run_pb2.Run.State.Name(run.state).removeprefix("STATE_").lower()
-            why = run.failure.message or "no reason given"
-            raise PartFailed(f"{name} {state}: {why}; logs: {self.places.work / 'logs'}")
-        # None of them is to slow down the next cell.
-        await self.processes.ended(clients, CLIENT_END_TIMEOUT_S)
+        async with metered(self.addresses) as (through, counted):
+            parts = [_client(cell, name, one, examples, self.places) for one in cell.process_names]
+            clients = [start_client(self.processes, part, through) for part in parts]
+            await clients_serving(self.processes, clients)
+            run = await self._followed(name)
+            # None of them is to slow down the next cell.
+            await self.processes.ended(clients, CLIENT_END_TIMEOUT_S)
         finished = FinishedRun(
             run=run,
             rounds=await self.operator.rounds(name),
             clients=await self.operator.clients(name),
             model=self.model,
             seconds=time.monotonic() - start_s,
+            socket=counted(),
         )
         return make_report(finished, split=cell.split)
 
@@ -140,12 +136,15 @@ class Services:
         )
 
     async def _followed(self, name: str) -> run_pb2.Run:
-        """The run once it has ended."""
+        """The run once it has succeeded; PartFailed where it does not."""
         async for event in self.operator.follow(name, silence_s=SILENCE_S):
             self.progress.apply(event)
-            if event.run.state in ENDED:
-                break
-        return await self.operator.run(name)
+        run = await self.operator.run(name)
+        if run.state != run_pb2.Run.STATE_SUCCEEDED:
+            state = run_pb2.Run.State.Name(run.state).removeprefix("STATE_").lower()
+            why = run.failure.message or "no reason given"
+            raise PartFailed(f"{name} {state}: {why}; logs: {self.places.work / 'logs'}")
+        return run
 
 
 def current_commit() -> str:

@@ -1,12 +1,15 @@
 """The services of a federation on this machine: how each is started, when it serves, and what ends all of them."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from fednano.cli.processes import Part, Processes, free_address
+from fednano.cli.report import SocketLedger
+from fednano.cli.socket_meter import SocketMeter
 from fednano.config import Security
 from fednano.rpc.channels import open_channel, wait_until_serving
 from fednano.v1 import split_service_pb2, split_service_pb2_grpc
@@ -49,6 +52,14 @@ def start_services(processes: Processes, *, model: str, state: Path) -> tuple[Ad
     server = processes.start("server", "services.server", ["--model", model, "--listen", addresses.server])
     flags = ["--state", str(state), "--listen", addresses.aggregator]
     return addresses, server, processes.start("aggregator", "services.aggregator", flags, survives_kill=True)
+
+
+@asynccontextmanager
+async def metered(addresses: Addresses) -> AsyncIterator[tuple[Addresses, Callable[[], SocketLedger]]]:
+    """Addresses that lead to the same services through meters, and what these have counted so far."""
+    async with SocketMeter(addresses.server) as server, SocketMeter(addresses.aggregator) as aggregator:
+        through = Addresses(server=server.address, aggregator=aggregator.address)
+        yield through, lambda: SocketLedger(server=server.counted, aggregator=aggregator.counted)
 
 
 def start_client(processes: Processes, client: ClientPart, addresses: Addresses) -> Part:

@@ -10,8 +10,11 @@ from rich.table import Column, Table
 
 from fednano.cli.method_flags import is_literal
 from fednano.cli.options import DemoMethod
+from fednano.cli.socket_meter import SocketBytes
 from fednano.errors import PartFailed
 from fednano.v1 import run_pb2, split_service_pb2
+
+PASS_BYTES = ("bytes/activations", "bytes/gradients")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,23 @@ class WireBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SocketLedger:
+    """Bytes that passed the clients' sockets, framing and health checks included, summed over clients and rounds."""
+
+    server: SocketBytes
+    aggregator: SocketBytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """What training took of all clients together. A step is a forward and a backward pass on the LLM server."""
+
+    steps: int
+    train_tensor_bytes_per_step: float
+    socket: SocketLedger | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FisherSettings:
     """How Fisher information was weighed; of no effect but with fednano and fednano_ef.
 
@@ -83,6 +103,7 @@ class Report:
     seconds: float
     parameters: Parameters
     bytes: WireBytes
+    ledger: Ledger
     fisher: FisherSettings
     learning_rate: float
     adapter_sha256: str
@@ -98,6 +119,8 @@ class FinishedRun:
     clients: Sequence[run_pb2.Client]
     model: split_service_pb2.Model
     seconds: float
+    # None where nobody has counted.
+    socket: SocketLedger | None = None
 
 
 def make_report(finished: FinishedRun, *, split: str = "test") -> Report:
@@ -113,6 +136,7 @@ def make_report(finished: FinishedRun, *, split: str = "test") -> Report:
         seconds=round(finished.seconds, 1),
         parameters=parameters_of(finished.clients),
         bytes=wire_bytes_of(finished.rounds),
+        ledger=ledger_of(finished),
         fisher=FisherSettings(
             normalization=normalization.removeprefix("NORMALIZATION_").lower(),
             floor=fisher.floor,
@@ -162,6 +186,14 @@ def wire_bytes_of(rounds: Sequence[run_pb2.Round]) -> WireBytes:
     )
 
 
+def ledger_of(finished: FinishedRun) -> Ledger:
+    """Tensor bytes of training rounds by step; the passes of a Fisher estimate are in them, evaluations are not."""
+    trained = [part for turn in finished.rounds for part in turn.participants if "train/steps" in part.metrics]
+    steps = round(sum(part.metrics["train/steps"] for part in trained))
+    moved = sum(part.metrics[key] for part in trained for key in PASS_BYTES if key in part.metrics)
+    return Ledger(steps=steps, train_tensor_bytes_per_step=moved / max(steps, 1), socket=finished.socket)
+
+
 def to_json(report: Report) -> str:
     return json.dumps(asdict(report), indent=2) + "\n"
 
@@ -191,6 +223,7 @@ def figure_rows(report: Report) -> list[tuple[str, str]]:
         ("Gram matrices on the wire", _megabytes(report.bytes.gram)),
         ("activations on the wire", _megabytes(report.bytes.activations)),
         ("gradients on the wire", _megabytes(report.bytes.gradients)),
+        *_ledger_rows(report.ledger),
         ("seconds", f"{report.seconds:.1f}"),
         ("adapter SHA-256", report.adapter_sha256),
         ("model", f"{report.model.name} {report.model.digest[:12]}"),
@@ -229,6 +262,20 @@ def _accuracies(turn: run_pb2.Round, split: str) -> dict[str, float]:
         elif whole in metrics:
             accuracies[participant.client.rpartition("/")[2]] = metrics[whole]
     return accuracies
+
+
+def _ledger_rows(ledger: Ledger) -> list[tuple[str, str]]:
+    rows = [
+        ("steps of all clients, two server passes each", f"{ledger.steps:,}"),
+        ("tensors on the wire, a step", f"{ledger.train_tensor_bytes_per_step / 1e3:,.1f} kB"),
+    ]
+    if ledger.socket is None:
+        return rows
+    counted = {"LLM server": ledger.socket.server, "aggregator": ledger.socket.aggregator}
+    return rows + [
+        (f"on the sockets to the {name}", f"{_megabytes(one.up)} up, {_megabytes(one.down)} down")
+        for name, one in counted.items()
+    ]
 
 
 def _megabytes(count: int) -> str:

@@ -26,6 +26,7 @@ from services.client.examples import ExampleSet
 from services.client.finished_update import FinishedUpdate
 from services.client.fisher_path import FisherPath
 from services.client.fisher_work import FisherWork, fisher_metrics
+from services.client.fitting import FittingSize
 from services.client.gram_pass import gram_matrices
 from services.client.personal import combined, personal_training
 from services.client.progress import Progress
@@ -49,6 +50,10 @@ class Holdings:
     test: ExampleSet
     tests_of: Mapping[str, ExampleSet] = field(default_factory=dict)
     split: str = "test"
+
+    def close(self) -> None:
+        """Lets another process have what is kept of them on disk."""
+        self.train.encoded.features.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,8 @@ class LocalWork:
         self._config_sha256 = hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest()
         self._examples_sha256 = holdings.train.sha256
         self._edge = NanoEdge(holdings.parts, new_adapters(config.adapter))
+        # What the server keeps of a pass that broke off goes with the session.
+        self._fitting = FittingSize("passes of the adapters", before_retry=language.close)
 
     def train(
         self,
@@ -149,6 +156,7 @@ class LocalWork:
             max_new_tokens=self._config.evaluate.max_new_tokens,
             max_pass_tokens=self._max_pass_tokens,
             after_batch=self._progress.check,
+            fitting=self._fitting,
         )
 
     def _begin(self, adapter: Path) -> None:
@@ -166,7 +174,14 @@ class LocalWork:
         purpose: str = "",
     ) -> dict[str, float]:
         """All steps that are not done yet; returns what was measured over all of them."""
-        training = LocalTraining(self._edge, self._language, config, proximal_mu=proximal_mu(self._config), fisher=path)
+        training = LocalTraining(
+            self._edge,
+            self._language,
+            config,
+            proximal_mu=proximal_mu(self._config),
+            fisher=path,
+            fitting=self._fitting,
+        )
         traffic = self._language.traffic
         start_s = time.monotonic() - place.restore(training, traffic)
         self._progress.start_steps(training.position.step_count)
@@ -180,7 +195,8 @@ class LocalWork:
         training.run(self._holdings.train.encoded, order=order, after_step=after_step)
         seconds = time.monotonic() - start_s
         place.save(training, traffic, seconds)
-        return {"train/loss": training.mean_loss, "train/seconds": seconds}
+        steps = float(training.position.step_count)
+        return {"train/loss": training.mean_loss, "train/steps": steps, "train/seconds": seconds}
 
     def _place(self, folder: Path, what: str, adapter: Path) -> TrainingFolder:
         key = TrainingKey(
@@ -206,6 +222,7 @@ class LocalWork:
             self._holdings.train.encoded,
             max_pass_tokens=self._max_pass_tokens,
             after_batch=self._progress.check,
+            fitting=self._fitting,
         )
         return mean, {"fisher/seconds": time.monotonic() - start_s}
 

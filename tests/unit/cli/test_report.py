@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fednano.cli.options import DemoMethod, DemoOptions, request_id, run_config
-from fednano.cli.report import FinishedRun, accuracy_of, make_report, to_json, to_markdown
+from fednano.cli.report import FinishedRun, SocketLedger, accuracy_of, make_report, to_json, to_markdown
+from fednano.cli.socket_meter import SocketBytes
 from fednano.errors import PartFailed
 from fednano.v1 import run_pb2, split_service_pb2
 
@@ -32,7 +33,10 @@ def finished() -> FinishedRun:
         ),
         run_pb2.Round(
             number=1,
-            participants=[participant("client-1", test_accuracy=0.9), participant("client-2", test_accuracy=0.7)],
+            participants=[
+                participant("client-1", test_accuracy=0.9, train_steps=10, bytes_activations=60, bytes_gradients=30),
+                participant("client-2", test_accuracy=0.7, train_steps=20, bytes_activations=40, bytes_gradients=20),
+            ],
             metrics={"bytes/activations": 100.0, "bytes/gradients": 50.0, "bytes/adapters": 7.0, "bytes/fisher": 3.0},
             merged_adapter_sha256="1" * 64,
         ),
@@ -43,7 +47,8 @@ def finished() -> FinishedRun:
     ]
     run = run_pb2.Run(config=run_config(options(seed=3), MODEL))
     run.config.fisher.floor = 0.25
-    return FinishedRun(run=run, rounds=rounds, clients=clients, model=MODEL, seconds=12.34)
+    socket = SocketLedger(server=SocketBytes(up=4, down=3), aggregator=SocketBytes(up=2, down=1))
+    return FinishedRun(run=run, rounds=rounds, clients=clients, model=MODEL, seconds=12.34, socket=socket)
 
 
 def test_the_report_has_the_figures_of_the_rounds() -> None:
@@ -52,6 +57,11 @@ def test_the_report_has_the_figures_of_the_rounds() -> None:
     assert report["accuracy"]["after"] == pytest.approx(0.8)
     assert report["accuracy"]["per_client"]["client-2"] == {"before": 0.4, "after": 0.7}
     assert report["bytes"] == {"adapters": 7, "fisher": 3, "gram": 0, "activations": 110, "gradients": 50}
+    assert report["ledger"] == {
+        "steps": 30,
+        "train_tensor_bytes_per_step": 5.0,
+        "socket": {"server": {"up": 4, "down": 3}, "aggregator": {"up": 2, "down": 1}},
+    }
     assert report["parameters"] == {"edge": 900, "adapter": 80}
     assert report["fisher"] == {"normalization": "l2", "floor": 0.25, "max_examples": 0, "literal": False}
     plain = ("rounds", "clients", "method", "seed", "seconds", "learning_rate", "adapter_sha256")
