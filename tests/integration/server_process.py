@@ -28,7 +28,6 @@ def server_process(folder: Path, *flags: str, listen: str = "127.0.0.1:0") -> It
     """Serves the nano preset, with the kernels of the model in this process; killed at the end of the block."""
     ready = folder / f"ready-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "services.server", "--insecure", "--listen", listen, "--ready-file", str(ready)]
-    command += ["--packed-weights", "off"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDNANO_")}
     log = folder / f"{ready.name}.log"
     with log.open("wb") as stderr:
