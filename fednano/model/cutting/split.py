@@ -2,14 +2,11 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from fednano.errors import ModelInvalid
 from fednano.model.cutting.cut import Checkpoint, Cut, Half
@@ -18,6 +15,7 @@ from fednano.model.cutting.language_shapes import language_shapes
 from fednano.model.cutting.placing import Placed, Places, common_digest, edge_modules, edge_places, place, server_places
 from fednano.model.cutting.shards import TORCH_TYPES, Weights, read_headers
 from fednano.model.cutting.source import Source
+from fednano.model.cutting.whole_folder import check_free, put_in_place
 from fednano.model.families.edge_folder import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from fednano.model.families.known import ARCHITECTURES, MODULES
 from fednano.model.manifest import Manifest, read_manifest, write_manifest
@@ -41,7 +39,7 @@ def split_model(source: Source, out: Path, *, only: Half | None = None, with_hea
     ModelInvalid for what cannot be cut, and where the other half is there already but is another model's.
     """
     wanted = HALVES if only is None else (only,)
-    _check_room(out, wanted)
+    check_free(out, wanted)
     checkpoint, cut = _cut_of(source)
     weights = read_headers(source)
     placed = place(weights, cut)
@@ -54,7 +52,7 @@ def split_model(source: Source, out: Path, *, only: Half | None = None, with_hea
     _check_other_half(out, wanted, manifest)
     small_files = {"edge": _edge_files(checkpoint, cut, config), "server": _server_files(cut, manifest)}
     manifests = {}
-    with _put_in_place(out, wanted) as folder:
+    with put_in_place(out, wanted) as folder:
         for half in wanted:
             (folder / half).mkdir()
             manifests[half] = _write_half(folder / half, manifest, small_files[half], weights, tensors[half])
@@ -139,13 +137,6 @@ def _mostly_read(weights: Weights, halves: list[Places]) -> list[str]:
     return sorted(file for file, size in read.items() if 2 * size > weights.source.size_bytes(file))
 
 
-def _check_room(out: Path, wanted: tuple[Half, ...]) -> None:
-    taken = [half for half in wanted if (out / half).exists()]
-    if taken or (out.exists() and not out.is_dir()):
-        message = f"{out / taken[0] if taken else out} is there already: name another folder, or remove it"
-        raise ModelInvalid(message, file=str(out))
-
-
 def _check_other_half(out: Path, wanted: tuple[Half, ...], manifest: Manifest) -> None:
     for half in HALVES:
         if half in wanted or not (out / half).exists():
@@ -159,20 +150,3 @@ def _check_other_half(out: Path, wanted: tuple[Half, ...], manifest: Manifest) -
             raise ModelInvalid(
                 message, file=str(out / half), expected_digest=other.digest, actual_digest=manifest.digest
             )
-
-
-@contextmanager
-def _put_in_place(out: Path, wanted: tuple[Half, ...]) -> Iterator[Path]:
-    """A new folder beside ``out``; what the block wrote is renamed into place at its end, or removed if it fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.{uuid4().hex[:8]}.partial"
-    partial.mkdir()
-    try:
-        yield partial
-        if out.exists():
-            for half in wanted:
-                (partial / half).rename(out / half)
-        else:
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
