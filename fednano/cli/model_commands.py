@@ -42,6 +42,27 @@ def model_split(
     or_exit(split, interrupted="stopped; nothing was written")
 
 
+@app.command("convert-minigpt4", epilog=EXIT_WORDS)
+def model_convert_minigpt4(
+    vit: Annotated[Path, typer.Option(help="EVA-CLIP's tower, eva_vit_g.pth.")],
+    qformer: Annotated[Path, typer.Option(help="BLIP-2's Q-Former, blip2_pretrained_flant5xxl.pth.")],
+    projection: Annotated[Path, typer.Option(help="The trained projection, such as prerained_minigpt4_7b.pth.")],
+    language: Annotated[Path, typer.Option(help="Folder of Vicuna or Llama-2, in safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder to write a checkpoint into, for fednano model split.")],
+    as_json: AsJson = False,
+) -> None:
+    """Makes one checkpoint of the files that MiniGPT-4's authors say to fetch."""
+
+    def convert() -> None:
+        # Here, for the other commands do not need what it imports.
+        from fednano.model.families.minigpt4_authors import convert_authors_files
+
+        convert_authors_files(vit=vit, qformer=qformer, projection=projection, language=language, out=out)
+        Output(as_json=as_json).facts({"folder": str(out)}, [("written to", str(out))])
+
+    or_exit(convert, interrupted="stopped; nothing was written")
+
+
 def _show(found: "SplitModel", output: Output) -> None:
     first = next(iter(found.manifests.values()))
     facts = {
