@@ -96,21 +96,21 @@ def in_process(model: LanguageModel, passes: Sequence[Pass], repeats: int, steps
     return taken_s
 
 
-def measure(name: str, *, threads: int, clients: int, repeats: int, steps: int) -> Figures:
+def measure(name: str, *, threads: int, clients: int, repeats: int, steps: int, packed: bool) -> Figures:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="fednano-batch-") as scratch, ExitStack() as stack:
         folder = model_folder(name, Path(scratch))
         manifest = read_manifest(folder / "server")
         passes = ragged_passes(clients, manifest.hidden_size)
-        flags = ("--threads", str(threads), "--batching")
+        flags = ("--threads", str(threads), "--packed-weights", "on" if packed else "off", "--batching")
         addresses = [
             stack.enter_context(serve(folder, Path(scratch), *flags, batching)) for batching in ("exact", "off")
         ]
         shared_s, one_by_one_s = asyncio.run(race(addresses, manifest, passes, repeats, steps))
         stack.close()
         model = load_language_model(folder / "server")
-        # As the server does where there is room.
-        model.pack()
+        if packed:
+            model.pack()
         own_s = in_process(model, passes, repeats, steps)
     return Figures(
         model=name,
@@ -130,10 +130,18 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--steps", type=int, default=5, help="steps of each client in a repeat")
+    parser.add_argument("--packed", action="store_true", help="weights laid out anew, on both sides")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     all_figures = [
-        measure(name, threads=int(threads), clients=given.clients, repeats=given.repeats, steps=given.steps)
+        measure(
+            name,
+            threads=int(threads),
+            clients=given.clients,
+            repeats=given.repeats,
+            steps=given.steps,
+            packed=given.packed,
+        )
         for name in given.models.split(",")
         for threads in given.threads.split(",")
     ]

@@ -80,15 +80,15 @@ async def race(
     return taken_s
 
 
-def measure(name: str, *, threads: int, repeats: int, steps: int) -> Figures:
+def measure(name: str, *, threads: int, repeats: int, steps: int, packed: bool) -> Figures:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="fednano-split-") as scratch, ExitStack() as stack:
         folder = model_folder(name, Path(scratch))
         model = load_language_model(folder / "server")
-        # As the server does where there is room.
-        model.pack()
+        if packed:
+            model.pack()
         (step,) = ragged_passes(1, model.hidden_size, sequences=8)
-        flags = ("--threads", str(threads))
+        flags = ("--threads", str(threads), "--packed-weights", "on" if packed else "off")
         addresses = [stack.enter_context(serve(folder, Path(scratch), *flags, *more)) for more in WAYS]
         in_process_s, retained_s, layers_s, recomputed_s = asyncio.run(race(addresses, model, step, repeats, steps))
     return Figures(
@@ -108,10 +108,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--steps", type=int, default=3, help="steps in a repeat")
+    parser.add_argument("--packed", action="store_true", help="weights laid out anew, on both sides")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     all_figures = [
-        measure(name, threads=given.threads, repeats=given.repeats, steps=given.steps)
+        measure(name, threads=given.threads, repeats=given.repeats, steps=given.steps, packed=given.packed)
         for name in given.models.split(",")
     ]
     if given.json:
