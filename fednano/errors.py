@@ -200,6 +200,10 @@ class AuditBroken(LocalError):
     """An audit log whose lines do not follow from each other. Facts: ``line``, the first one that does not."""
 
 
+class DeviceMemoryFull(LocalError):
+    """The device that the edge half computes on has no memory for a single example. Facts: ``what``."""
+
+
 class PartFailed(LocalError):
     """A process of a local federation ended when it should not have."""
 

@@ -49,14 +49,14 @@ class LossHalf(Protocol):
 
 
 class NanoEdge(nn.Module):
-    """Packed tokens to the language model's inputs, and its outputs to logits."""
+    """Packed tokens to the language model's inputs, and its outputs to logits. The adapters go where the parts are."""
 
     def __init__(self, parts: EdgeParts, adapters: NanoAdapters) -> None:
         super().__init__()
         self.parts = parts
         self.vision_encoder, self.connector = parts.vision_encoder, parts.connector
         self.token_embedding, self.head = parts.token_embedding, parts.head
-        self.adapters = adapters
+        self.adapters = adapters.to(self.device)
 
     @property
     def device(self) -> torch.device:

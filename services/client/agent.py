@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -35,7 +35,7 @@ from services.client.joining import (
 )
 from services.client.local_work import Holdings, LocalWork
 from services.client.metrics import ClientMetrics
-from services.client.progress import Progress
+from services.client.progress import Progress, RoundAbandoned
 from services.client.settings import ClientSettings
 from services.client.task_loop import TaskLoop
 from services.client.work_folder import work_folder
@@ -58,7 +58,15 @@ class Agent:
     async def run(self) -> None:
         """Raises a FednanoError that says what to do where the client cannot go on."""
         settings = self._settings
-        holdings = await asyncio.to_thread(load_holdings, settings)
+        try:
+            holdings = await asyncio.to_thread(load_holdings, settings, self._progress.check)
+        except RoundAbandoned:
+            return
+        with closing(holdings):
+            await self._live(holdings)
+
+    async def _live(self, holdings: Holdings) -> None:
+        settings = self._settings
         async with (
             open_replicas(replica_addresses(settings.server, settings.client_id), settings.security) as servers,
             open_channel(settings.aggregator, settings.security) as aggregator,

@@ -1,30 +1,74 @@
-"""The client's examples, encoded once: words as ids, pictures through the frozen encoders.
+"""The client's examples: words as ids in memory, pictures' features fetched for those that are looked at.
 
 B: batch   P: image tokens   D: hidden size
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import overload
 
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from fednano.data.example import Example
 from fednano.data.folder import load_examples
 from fednano.errors import ExamplesInvalid
 from fednano.model.batch import EncodedExample
-from fednano.model.edge import image_embeds
 from fednano.model.parts import EdgeParts
 from fednano.telemetry import get_logger
+from services.client.features import Features
+from services.client.pictures import Picture
 
-ENCODER_BATCH = 64
+# Examples whose features are fetched at one time where all are gone through.
+READ_AHEAD = 32
 
 log = get_logger("client.examples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """An example without its pictures' features."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    pictures: tuple[Picture, ...]
+
+
+class EncodedExamples(Sequence[EncodedExample]):
+    """Examples as the edge computes with them, made as they are taken: what is not held on to takes no memory."""
+
+    def __init__(self, words: Sequence[Words], features: Features, width: int) -> None:
+        self.words, self.features, self.width = words, features, width
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @overload
+    def __getitem__(self, index: int) -> EncodedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "EncodedExamples": ...
+    def __getitem__(self, index: int | slice) -> "EncodedExample | EncodedExamples":
+        if isinstance(index, slice):
+            return EncodedExamples(self.words[index], self.features, self.width)
+        return self._fetched([self.words[index]])[0]
+
+    def __iter__(self) -> Iterator[EncodedExample]:
+        for start in range(0, len(self.words), READ_AHEAD):
+            yield from self._fetched(self.words[start : start + READ_AHEAD])
+
+    def _fetched(self, words: Sequence[Words]) -> list[EncodedExample]:
+        embeds_PD_of = self.features.of(picture for one in words for picture in one.pictures)
+        none_PD = torch.zeros(0, self.width)
+        return [
+            EncodedExample(
+                prompt_ids=one.prompt_ids,
+                answer_ids=one.answer_ids,
+                image_embeds_PD=torch.cat([none_PD, *(embeds_PD_of[picture.path] for picture in one.pictures)]),
+            )
+            for one in words
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,36 +76,34 @@ class ExampleSet:
     """A split: as it is on disk, and as the edge computes with it, in the same order."""
 
     examples: tuple[Example, ...]
-    encoded: tuple[EncodedExample, ...]
+    encoded: EncodedExamples
 
     @property
     def sha256(self) -> str:
-        """Changes where an example, its words or their order do; pictures are known by their examples' ids."""
-        digest = hashlib.sha256()
-        for example, encoded in zip(self.examples, self.encoded, strict=True):
-            digest.update(json.dumps([example.pid, encoded.prompt_ids, encoded.answer_ids]).encode())
+        """Changes where an example, its words, its pictures or their order do."""
+        digest, sha256_of = hashlib.sha256(), self.encoded.features.sha256_of
+        for example, words in zip(self.examples, self.encoded.words, strict=True):
+            pictures = [sha256_of(picture.path) for picture in words.pictures]
+            digest.update(json.dumps([example.pid, words.prompt_ids, words.answer_ids, pictures]).encode())
         return digest.hexdigest()
 
 
-def load_example_set(folder: Path, split: str, parts: EdgeParts) -> ExampleSet:
-    """Raises ExamplesInvalid for a split that cannot be read, has no example, or only answers unknown to the model."""
+def load_example_set(
+    folder: Path,
+    split: str,
+    parts: EdgeParts,
+    features: Features | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> ExampleSet:
+    """Raises ExamplesInvalid for a split that cannot be read, has no example, or only answers unknown to the model.
+
+    ``check`` is called while it works, and may raise to end it.
+    """
     examples = load_examples(folder, split)
     if not examples:
         message = f"{folder} has no example in its split {split}: a client needs some of its own"
         raise ExamplesInvalid(message, file=str(folder), split=split)
-    _check_answers(folder, split, examples, parts)
-    encoded = [
-        each
-        for start in range(0, len(examples), ENCODER_BATCH)
-        for each in _encode_batch(examples[start : start + ENCODER_BATCH], parts)
-    ]
-    return ExampleSet(examples=tuple(examples), encoded=tuple(encoded))
-
-
-def _check_answers(folder: Path, split: str, examples: Sequence[Example], parts: EdgeParts) -> None:
-    """An answer that the model's vocabulary cannot spell is never given: a warning, unless it is so with all."""
-    processor = parts.processor
-    unknown = sum(processor.text(processor.answer_ids(example.answer)) != example.answer for example in examples)
+    unknown = unknown_answers(examples, parts)
     if unknown == len(examples):
         message = (
             f"{folder}: the model {parts.manifest.model} can spell no answer of its split {split}: use another model"
@@ -69,29 +111,40 @@ def _check_answers(folder: Path, split: str, examples: Sequence[Example], parts:
         raise ExamplesInvalid(message, file=str(folder), split=split)
     if unknown:
         log.warning("answers_unknown", split=split, unknown=unknown, examples=len(examples), model=parts.manifest.model)
+    words = [_words(example, parts) for example in examples]
+    features = features or Features(parts)
+    features.prepare(split, [picture for one in words for picture in one.pictures], check)
+    return ExampleSet(
+        examples=tuple(examples), encoded=EncodedExamples(words, features, parts.token_embedding.embedding_dim)
+    )
 
 
-def _encode_batch(examples: Sequence[Example], parts: EdgeParts) -> list[EncodedExample]:
-    """The pictures of all of them go through the frozen pieces at one time."""
-    pixels = [pixels_CHW for example in examples for pixels_CHW in _pixels(example, parts)]
-    embeds = iter(image_embeds(parts, torch.stack(pixels)) if pixels else ())
-    return [_encode(example, list(islice(embeds, len(example.images))), parts) for example in examples]
+def joined(sets: Sequence[ExampleSet]) -> ExampleSet:
+    """The examples of all, one set after the other. They must share their features."""
+    first = sets[0].encoded
+    words = [words for one in sets for words in one.encoded.words]
+    return ExampleSet(
+        examples=tuple(example for one in sets for example in one.examples),
+        encoded=EncodedExamples(words, first.features, first.width),
+    )
 
 
-def _pixels(example: Example, parts: EdgeParts) -> Iterator[Tensor]:
-    for path in example.images:
-        try:
-            with Image.open(path) as image:
-                yield parts.processor.pixels(image)
-        except (UnidentifiedImageError, OSError) as error:
-            message = f"example {example.pid}: {path} is no picture that can be read ({type(error).__name__})"
-            raise ExamplesInvalid(message, file=str(path), pid=example.pid, field="image") from None
+def chosen(examples: Sequence[EncodedExample], indices: Sequence[int]) -> Sequence[EncodedExample]:
+    """These examples, in this order."""
+    if isinstance(examples, EncodedExamples):
+        return EncodedExamples([examples.words[index] for index in indices], examples.features, examples.width)
+    return [examples[index] for index in indices]
 
 
-def _encode(example: Example, embeds: list[Tensor], parts: EdgeParts) -> EncodedExample:
-    width = parts.token_embedding.embedding_dim
-    return EncodedExample(
+def unknown_answers(examples: Sequence[Example], parts: EdgeParts) -> int:
+    """How many answers the model's vocabulary cannot spell: it never gives them."""
+    processor = parts.processor
+    return sum(processor.text(processor.answer_ids(example.answer)) != example.answer for example in examples)
+
+
+def _words(example: Example, parts: EdgeParts) -> Words:
+    return Words(
         prompt_ids=tuple(parts.processor.prompt_ids(example.prompt)),
         answer_ids=tuple(parts.processor.answer_ids(example.answer)),
-        image_embeds_PD=torch.cat(embeds) if embeds else torch.zeros(0, width),
+        pictures=tuple(Picture(path=path, pid=example.pid) for path in example.images),
     )

@@ -13,6 +13,7 @@ from fednano.fisher import AdapterPass, FisherMean, squared_gradient_halves
 from fednano.model.adapter import MODALITIES
 from fednano.model.batch import EncodedExample, PackedBatch, consecutive, pack
 from fednano.model.edge import LanguageHalf, NanoEdge, nll_of, positions_of
+from services.client.fitting import FittingSize, pieces
 
 FISHER_BATCH = 64
 
@@ -37,15 +38,43 @@ def estimate_fisher(
     max_pass_tokens: int,
     after_batch: Callable[[], None],
     labels: torch.Generator | None = None,
+    fitting: FittingSize | None = None,
 ) -> FisherMean:
     """As ``fisher_information``; with ``labels``, of labels that it draws from the model's own distribution."""
-    mean = FisherMean()
+    mean, fitting = FisherMean(), fitting or FittingSize("Fisher information")
     for group in consecutive(examples, most_examples=FISHER_BATCH, most_tokens=max_pass_tokens):
-        batch = pack(group, edge.parts.processor.image_token_id).to(edge.device)
-        gradients_SD = input_gradients(edge, language, batch, labels)
-        mean.add(batch_halves(edge, batch, gradients_SD, mean.example_count), batch.example_count)
+        drawn = labels.get_state() if labels is not None else None
+
+        def halves(
+            size: int, group: Sequence[EncodedExample] = group, drawn: Tensor | None = drawn
+        ) -> list[tuple[dict[str, Tensor], int]]:
+            if labels is not None and drawn is not None:
+                labels.set_state(drawn)
+            return _halves(edge, language, group, size, labels=labels, first_index=mean.example_count)
+
+        for half, example_count in fitting.run(len(group), halves):
+            mean.add(half, example_count)
         after_batch()
     return mean
+
+
+def _halves(
+    edge: NanoEdge,
+    language: LanguageHalf,
+    group: Sequence[EncodedExample],
+    size: int,
+    *,
+    labels: torch.Generator | None,
+    first_index: int,
+) -> list[tuple[dict[str, Tensor], int]]:
+    """``batch_halves`` of at most ``size`` examples at a time, and of how many each is."""
+    found = []
+    for piece in pieces(group, size):
+        batch = pack(piece, edge.parts.processor.image_token_id).to(edge.device)
+        gradients_SD = input_gradients(edge, language, batch, labels)
+        found.append((batch_halves(edge, batch, gradients_SD, first_index), len(piece)))
+        first_index += len(piece)
+    return found
 
 
 def input_gradients(

@@ -18,8 +18,10 @@ from fednano.names import RoundName
 from fednano.telemetry import get_logger
 from fednano.v1 import run_pb2
 from services.client.checkpoint import TrainingKey, replace_file
+from services.client.examples import chosen
 from services.client.fisher_pass import estimate_fisher
 from services.client.fisher_path import FisherPath
+from services.client.fitting import FittingSize
 from services.client.trainer import example_order
 
 log = get_logger("client.fisher")
@@ -48,12 +50,13 @@ class FisherWork:
         *,
         max_pass_tokens: int,
         after_batch: Callable[[], None],
+        fitting: FittingSize | None = None,
     ) -> FisherMean:
         """A pass of its own, at the adapters as they are."""
         limit = self._config.fisher.max_examples
         if 0 < limit < len(examples):
             random = self._generator("fisher")
-            examples = tuple(examples[index] for index in torch.randperm(len(examples), generator=random)[:limit])
+            examples = chosen(examples, torch.randperm(len(examples), generator=random)[:limit].tolist())
         return estimate_fisher(
             edge,
             language,
@@ -61,6 +64,7 @@ class FisherWork:
             max_pass_tokens=max_pass_tokens,
             after_batch=after_batch,
             labels=self._labels(0) if self._is_drawn else None,
+            fitting=fitting,
         )
 
     def averaged(self, information: dict[str, Tensor], folder: Path, key: TrainingKey) -> dict[str, Tensor]:

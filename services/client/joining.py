@@ -1,20 +1,28 @@
 """What a client brings to a run, and whether the two fit each other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from fednano.data.iconqa import PROBLEMS_FILE
 from fednano.data.jsonl import EXAMPLES_FILE
 from fednano.errors import ExamplesInvalid, ModelDigestMismatch, Unsupported
 from fednano.model.edge import NanoEdge
 from fednano.model.parts import EdgeParts, load_edge, resolve_model
+from fednano.model.placement import choose_device, choose_encoder_type, place
+from fednano.telemetry import get_logger
 from fednano.v1 import aggregator_service_pb2 as pb
 from fednano.v1 import run_pb2
 from fednano.v1.split_service_pb2 import Model
 from fednano.wire.encodings import ENCODING_NAMES, ENCODINGS_BY_NAME
-from services.client.examples import ExampleSet, load_example_set
+from services.client.examples import joined, load_example_set
+from services.client.feature_cache import FeatureCache, features_key
+from services.client.features import FeatureBounds, Features
 from services.client.local_work import Holdings, new_adapters
 from services.client.settings import ClientSettings
+
+log = get_logger("client.joining")
 
 METHODS = (
     run_pb2.METHOD_FEDNANO,
@@ -31,40 +39,65 @@ METHODS = (
 )
 
 
-def load_holdings(settings: ClientSettings) -> Holdings:
-    """Reads all that the client holds; raises ModelInvalid or ExamplesInvalid. Takes seconds."""
-    parts = load_edge(resolve_model(settings.model) / "edge")
-    if settings.pooled:
-        return _pooled(settings.examples, parts, settings.evaluate_on)
-    return Holdings(
-        parts=parts,
-        train=load_example_set(settings.examples, "train", parts),
-        test=load_example_set(settings.examples, settings.evaluate_on, parts),
-        split=settings.evaluate_on,
+def load_holdings(settings: ClientSettings, check: Callable[[], None] = lambda: None) -> Holdings:
+    """Reads all that the client holds; raises ModelInvalid, ExamplesInvalid or SettingsInvalid.
+
+    Takes seconds, or hours where many pictures are encoded for the first time; ``check`` may raise to end it.
+    """
+    edge_folder = resolve_model(settings.model) / "edge"
+    device = choose_device(settings.device)
+    parts = place(load_edge(edge_folder), device, choose_encoder_type(settings.encoder_type, device))
+    features = Features(parts, _bounds(settings), _cache(settings, parts, edge_folder))
+    log.info("edge_ready", device=str(device), encoder_type=str(_encoder_type(parts)).removeprefix("torch."))
+    try:
+        if settings.pooled:
+            return _pooled(settings, parts, features, check)
+        train, test = (
+            load_example_set(settings.examples, split, parts, features, check)
+            for split in ("train", settings.evaluate_on)
+        )
+    except BaseException:
+        features.close()
+        raise
+    return Holdings(parts=parts, train=train, test=test, split=settings.evaluate_on)
+
+
+def _bounds(settings: ClientSettings) -> FeatureBounds:
+    return FeatureBounds(
+        encoder_batch=settings.encoder_batch,
+        memory_bytes=settings.feature_memory_bytes,
+        decode_workers=settings.decode_workers,
     )
 
 
-def _pooled(folder: Path, parts: EdgeParts, split: str) -> Holdings:
-    """The examples of all clients whose folders are in ``folder``, joined, and whose each test example is."""
-    folders = sorted({path.parent for name in (EXAMPLES_FILE, PROBLEMS_FILE) for path in folder.glob(f"*/{name}")})
+def _cache(settings: ClientSettings, parts: EdgeParts, edge_folder: Path) -> FeatureCache | None:
+    """None where nothing is to be kept on disk, or another process keeps it."""
+    folder = settings.feature_folder
+    if folder is None or not settings.feature_cache_bytes:
+        return None
+    key = features_key(edge_folder, _encoder_type(parts), parts.token_embedding.weight.device)
+    cache = FeatureCache(folder, key, settings.feature_cache_bytes)
+    return cache if cache.open() else None
+
+
+def _encoder_type(parts: EdgeParts) -> torch.dtype:
+    return next(parts.vision_encoder.parameters()).dtype
+
+
+def _pooled(settings: ClientSettings, parts: EdgeParts, features: Features, check: Callable[[], None]) -> Holdings:
+    """The examples of all clients whose folders are in the one of examples, joined, and whose each test example is."""
+    names = (EXAMPLES_FILE, PROBLEMS_FILE)
+    folders = sorted({path.parent for name in names for path in settings.examples.glob(f"*/{name}")})
     if not folders:
-        message = f"{folder} has no folder of examples in it, as --pooled needs: one for each client"
-        raise ExamplesInvalid(message, file=str(folder))
-    tests = {one.name: load_example_set(one, split, parts) for one in folders}
+        message = f"{settings.examples} has no folder of examples in it, as --pooled needs: one for each client"
+        raise ExamplesInvalid(message, file=str(settings.examples))
+    tests = {one.name: load_example_set(one, settings.evaluate_on, parts, features, check) for one in folders}
     return Holdings(
         parts=parts,
-        train=_joined([load_example_set(one, "train", parts) for one in folders]),
-        test=_joined(list(tests.values())),
+        train=joined([load_example_set(one, "train", parts, features, check) for one in folders]),
+        test=joined(list(tests.values())),
         tests_of=tests,
-        split=split,
-    )
-
-
-def _joined(sets: Sequence[ExampleSet]) -> ExampleSet:
-    """The examples of all, one set after the other."""
-    return ExampleSet(
-        examples=tuple(example for one in sets for example in one.examples),
-        encoded=tuple(encoded for one in sets for encoded in one.encoded),
+        split=settings.evaluate_on,
     )
 
 

@@ -5,11 +5,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from fednano.config import ServiceSettings
 from fednano.names import ID
+from services.client.edge_settings import EdgeSettings
 
 
-class ClientSettings(ServiceSettings):
+class ClientSettings(EdgeSettings):
     """Who the client is, what it holds, whom it talks to, and how patient it is."""
 
     client_id: str = Field(pattern=f"^{ID}$", description="last part of the client's name, kept across restarts")
@@ -50,3 +50,8 @@ class ClientSettings(ServiceSettings):
     aggregator_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost aggregator")
     server_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost LLM server")
     progress_timeout_s: float = Field(310.0, gt=0, description="seconds that the LLM server may take for one answer")
+
+    @property
+    def feature_folder(self) -> Path | None:
+        """Where features are kept on disk, if anywhere."""
+        return self.feature_cache or (self.state / "features" / self.client_id if self.state else None)

@@ -11,7 +11,9 @@ from fednano.model.batch import EncodedExample, pack
 from fednano.model.edge import LanguageHalf, NanoEdge
 from fednano.tracing import span
 from fednano.v1.run_pb2 import TrainConfig
+from services.client.examples import chosen
 from services.client.fisher_path import FisherPath
+from services.client.fitting import FittingSize, pieces
 from services.client.proximal import ProximalTerm
 
 WEIGHTS = "adapter."
@@ -43,7 +45,9 @@ class LocalTraining:
         *,
         proximal_mu: float = 0.0,
         fisher: FisherPath | None = None,
+        fitting: FittingSize | None = None,
     ) -> None:
+        self._fitting = fitting or FittingSize("a training step")
         self._edge, self._language, self._config, self._fisher = edge, language, config, fisher
         self._proximal = ProximalTerm(edge.adapters, proximal_mu)
         self._optimizer = torch.optim.AdamW(edge.adapters.parameters(), lr=config.learning_rate, weight_decay=0.0)
@@ -61,25 +65,44 @@ class LocalTraining:
             # The order is drawn anew from its seed: what was done before is passed over.
             if step >= self.position.step_count:
                 with span("step", step=step, examples=len(indices)):
-                    self._step([examples[index] for index in indices])
+                    self._step(list(chosen(examples, indices)))
                 after_step()
 
     def _step(self, examples: Sequence[EncodedExample]) -> None:
-        batch = pack(examples, self._edge.parts.processor.image_token_id).to(self._edge.device)
-        self._optimizer.zero_grad()
-        inputs_embeds_SD = self._edge(batch)
-        inputs_embeds_SD.retain_grad()
-        loss = self._edge.answer_nll(self._language, inputs_embeds_SD, batch).mean()
-        (loss + self._proximal()).backward()  # type: ignore[no-untyped-call]
-        if self._fisher is not None:
-            step = self.position.step_count
-            self._fisher.add(self._edge, self._language, batch, inputs_embeds_SD.grad, step=step)
+        """In one pass, or where the device's memory does not suffice in several with the same gradient in sum.
+
+        Several add the examples up in another order than one: the last bits may differ.
+        """
+        fisher_before = (self._fisher.mean.tensors(), self._fisher.mean.example_count) if self._fisher else None
+
+        def attempt(size: int) -> float:
+            self._optimizer.zero_grad()
+            if self._fisher is not None and fisher_before is not None:
+                self._fisher.restore(*fisher_before)
+            if (near := self._proximal()).requires_grad:
+                near.backward()  # type: ignore[no-untyped-call]
+            return sum(self._pass(piece, len(examples)) for piece in pieces(examples, size))
+
+        loss_sum = self._fitting.run(len(examples), attempt)
         self._optimizer.step()
         self.position = Position(
             step_count=self.position.step_count + 1,
             example_count=self.position.example_count + len(examples),
-            loss_sum=self.position.loss_sum + loss.item() * len(examples),
+            loss_sum=self.position.loss_sum + loss_sum,
         )
+
+    def _pass(self, examples: Sequence[EncodedExample], step_examples: int) -> float:
+        """Adds these examples' part of the step's gradient; returns the sum of their losses."""
+        batch = pack(examples, self._edge.parts.processor.image_token_id).to(self._edge.device)
+        inputs_embeds_SD = self._edge(batch)
+        inputs_embeds_SD.retain_grad()
+        nll_B = self._edge.answer_nll(self._language, inputs_embeds_SD, batch, weight=1 / step_examples)
+        loss = nll_B.sum() / step_examples
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._fisher is not None:
+            step, gradients_SD = self.position.step_count, inputs_embeds_SD.grad
+            self._fisher.add(self._edge, self._language, batch, gradients_SD, step=step, step_examples=step_examples)
+        return loss.item() * step_examples
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of the weights, of what AdamW keeps and of the Fisher sums, as ``restore`` takes them."""
@@ -113,7 +136,7 @@ class LocalTraining:
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
         if self._fisher is not None:
-            self._fisher.mean.restore({name: tensors[f"{FISHER}{name}"] for name in names}, position.example_count)
+            self._fisher.restore({name: tensors[f"{FISHER}{name}"] for name in names}, position.example_count)
         self.position = position
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
