@@ -7,11 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
-pytestmark = pytest.mark.slow
-TIMEOUT_S = 100.0
+from fednano.data.icons.generate import generate
+from fednano.data.icons.questions import question
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+TIMEOUT_S = 240.0
+CLIENTS = ("client-1", "client-2")
 REPORT_KEYS = {"accuracy", "rounds", "clients", "method", "seed", "seconds", "parameters", "bytes"}
 
 
@@ -55,6 +60,46 @@ def test_ctrl_c_stops_every_part_and_exits_130(tmp_path: Path) -> None:
         demo.communicate(timeout=TIMEOUT_S)
     assert demo.returncode == 130
     assert not processes_that_name(out)
+
+
+def test_a_folder_of_ones_own_is_trained_on_with_no_code(tmp_path: Path) -> None:
+    own, out = tmp_path / "own", tmp_path / "demo"
+    write_own_examples(own, {"train": 32, "val": 8, "test": 8})
+    done = subprocess.run(
+        demo_command(out, "--examples", str(own), "--wire-encoding", "bfloat16", "--json"),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accuracy"]["per_client"].keys() == {"client-1", "client-2"}
+    shared = [len((out / "examples" / name / "examples.jsonl").read_text().splitlines()) for name in CLIENTS]
+    assert sum(shared) == 48
+    log = (out / "logs" / "client-1.log").read_text()
+    assert "bfloat16" in log
+
+
+def test_a_folder_that_is_none_ends_the_demo_before_it_starts(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    command = demo_command(out, "--examples", str(tmp_path / "none"))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 2
+    assert "has no examples" in done.stderr
+
+
+def write_own_examples(folder: Path, counts: dict[str, int]) -> None:
+    """Pictures and examples.jsonl, as somebody would who has never heard of this project."""
+    folder.mkdir()
+    lines = []
+    for split, count in counts.items():
+        for number, scene in enumerate(generate(count, "B", len(split))):
+            image = f"{split}-{number}.png"
+            scene.image.save(folder / image)
+            asked = question(scene, "B", Random(number))
+            fields = {"id": f"{split}/{number}", "image": image, "question": asked, "answer": scene.drawing.answer}
+            lines.append(json.dumps({**fields, "topic": scene.skill, "split": split}))
+    (folder / "examples.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def wait_for_process(name: Path) -> int:
