@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
+from experiments.markdown import markdown_table
 from experiments.results import Results, Row
 from experiments.statistics import Estimate
 
@@ -19,7 +20,7 @@ def to_markdown(results: Results, plots: Iterable[str]) -> str:
     lines = [f"# {results.title}", ""]
     lines += ["Accuracy in percent on each client's own test split, mean over seeds ± half a 95 % Student-t interval;"]
     lines += ["`difference` is paired by seed, in points. Its interval holds zero unless it is bold.", ""]
-    lines += _table(header, [_cells(row, clients) for row in rows])
+    lines += markdown_table(header, [_cells(row, clients) for row in rows])
     lines += ["", f"Before training: {_percent(rows[0].untrained)} %.", "", results.note, ""]
     lines += [f"![{plot}]({plot})" for plot in plots]
     if results.rates:
@@ -80,9 +81,4 @@ def _rates(results: Results) -> list[str]:
         [label, *(f"{100 * each[rate]:.1f}" if rate in each else "" for rate in rates)]
         for label, each in results.rates.items()
     ]
-    return _table(["", *(f"{rate:g}" for rate in rates)], rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    marks = ["---", *("---:" for _ in header[1:])]
-    return [f"| {' | '.join(cells)} |" for cells in (header, marks, *rows)]
+    return markdown_table(["", *(f"{rate:g}" for rate in rates)], rows)

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.cells import Cell
-from experiments.definitions import Arm, Experiment
+from experiments.cost import cost_lines
+from experiments.definitions import COST, Arm, Experiment
 from experiments.outcomes import Outcome
 from experiments.plots import write_plots
 from experiments.results import Results, make_rows
@@ -53,7 +54,10 @@ def run_experiment(options: ExperimentOptions, progress: ExperimentProgress) -> 
         outcomes.setdefault(arm.label, []).append(outcome)
     results = _results(options, outcomes, swept)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "table.md").write_text(to_markdown(results, write_plots(options.out, results)))
+    text = to_markdown(results, write_plots(options.out, results))
+    if options.experiment.name == COST.name:
+        text += "\n" + "\n".join(cost_lines(outcomes)) + "\n"
+    (options.out / "table.md").write_text(text)
     # Last, for its presence says that the experiment is complete.
     (options.out / "results.json").write_text(json.dumps(asdict(results), indent=2) + "\n")
     return results
