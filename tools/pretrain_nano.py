@@ -15,15 +15,14 @@ gives other weights.
 """
 
 import argparse
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from nano_pretraining.encoder_stage import train_encoder
 from nano_pretraining.export import edge_config, export
 from nano_pretraining.language_stage import log_accuracy, train_language_model
+from nano_pretraining.log_file import log_to
 from nano_pretraining.settings import read_settings
-from nano_pretraining.training import Log
 from nano_pretraining.vocabulary import new_tokenizer
 
 from fednano.model.nano import NanoProcessor
@@ -34,7 +33,7 @@ _HERE = Path(__file__).parent
 def main() -> None:
     arguments = _parse_arguments()
     settings = read_settings(arguments.settings)
-    log = _log_to(arguments.log)
+    log = log_to(arguments.log)
     torch.set_num_threads(settings.thread_count)
     tokenizer = new_tokenizer()
     config = edge_config(settings.model, tokenizer.get_vocab_size())
@@ -53,16 +52,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=Path, default=Path("build/nano"))
     parser.add_argument("--out", type=Path, default=_HERE.parent / "fednano" / "model" / "presets" / "nano")
     return parser.parse_args()
-
-
-def _log_to(path: Path) -> Log:
-    def log(line: str) -> None:
-        stamped = f"{datetime.now(UTC):%H:%M:%S} {line}"
-        print(stamped, flush=True)
-        with path.open("a") as file:
-            file.write(stamped + "\n")
-
-    return log
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from fednano.cli import (
     demo_command,
     examples_command,
     experiment_command,
+    fetch_command,
     model_commands,
     params_command,
     round_commands,
@@ -33,6 +34,7 @@ app = typer.Typer(
     epilog=EXIT_WORDS,
 )
 create_command.register(run_commands.app)
+fetch_command.register(model_commands.app)
 app.add_typer(run_commands.app, name="run")
 app.add_typer(round_commands.app, name="round")
 app.add_typer(client_commands.app, name="client")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fednano.cli.presets import server_flags
 from fednano.cli.processes import Processes
 from fednano.config import Security
 from fednano.errors import ModelDigestMismatch, ModelInvalid, SettingsInvalid
@@ -110,7 +111,7 @@ def print_nothing(_: str) -> None:
 
 
 async def _answer_with_own_server(question: Question, processes: Processes, edge: NanoEdge, prompt: PackedBatch) -> str:
-    flags = ["--model", question.model, "--listen", "127.0.0.1:0"]
+    flags = ["--model", question.model, "--listen", "127.0.0.1:0", *server_flags(question.model)]
     server = processes.start("server", "services.server", flags)
     supervision = asyncio.create_task(processes.supervise())
     readiness = asyncio.create_task(processes.ready(server, START_TIMEOUT_S))

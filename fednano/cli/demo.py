@@ -87,8 +87,8 @@ def _write_examples(options: DemoOptions, view: RunView) -> None:
         alpha=options.alpha,
         seed=options.seed,
         train_count=options.train_examples,
-        val_count=options.val_examples,
-        test_count=options.test_examples,
+        val_count=options.defaults.val_examples,
+        test_count=options.defaults.test_examples,
     )
 
 

@@ -1,5 +1,6 @@
 """`fednano demo`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,14 @@ from typer import Option
 
 from fednano.cli.exits import EXIT_WORDS, or_exit
 from fednano.cli.options import DemoMethod, DemoOptions, WireEncoding
+from fednano.cli.presets import PRESETS
+
+
+class PresetName(StrEnum):
+    """The models that the demo knows settings for."""
+
+    NANO = "nano"
+    SMOL = "smol"
 
 
 def register(app: typer.Typer) -> None:
@@ -16,20 +25,27 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    clients: Annotated[int, Option(min=1, max=50, help="Client processes.")] = 5,
+    preset: Annotated[
+        PresetName, Option(help="The model, and the settings that were chosen for it; smol is fetched first.")
+    ] = PresetName.NANO,
+    clients: Annotated[
+        int | None, Option(min=1, max=50, help="Client processes; 5, of smol 2.", show_default=False)
+    ] = None,
     rounds: Annotated[int, Option(min=1, max=1000, help="Rounds of training.")] = 10,
     method: Annotated[DemoMethod, Option(help="Federated algorithm.")] = DemoMethod.FEDNANO,
     seed: Annotated[int, Option(min=0, help="Decides examples, split, adapters, order.")] = 0,
     alpha: Annotated[float, Option(min=0.01, help="Dirichlet split: small is less alike.")] = 1.0,
     out: Annotated[Path, Option(help="Folder for state, logs and report.")] = Path("runs/demo"),
-    train_examples: Annotated[int, Option(min=10, help="Training examples over all clients.")] = 1000,
-    examples: Annotated[
-        Path | None, Option(metavar="DIR", help="Your own examples, to split over the clients; see docs/data.md.")
+    train_examples: Annotated[
+        int | None, Option(min=10, help="Training examples over all clients; 1000, of smol 64.", show_default=False)
     ] = None,
+    examples: Annotated[
+        str, Option(metavar="DIR|COUNT", help="Your own, to split over clients (docs/data.md); or as --train-examples.")
+    ] = "",
     minimum_share: Annotated[
         float, Option(min=0.0, max=1.0, help="Of your own: least part of an even share that each client has.")
     ] = 0.3,
-    model: Annotated[str, Option(help="A preset's name, or a model's folder.")] = "nano",
+    model: Annotated[str, Option(help="A model's folder; the preset's where absent.", show_default=False)] = "",
     wire_encoding: Annotated[
         WireEncoding, Option(help="How tensors travel to the LLM server and back.")
     ] = WireEncoding.RAW,
@@ -37,17 +53,20 @@ def demo(
     fresh: Annotated[bool, Option("--fresh", help="Start over even where a run was cut short.")] = False,
 ) -> None:
     """Tunes one frozen model with several client processes on this machine, and shows what came of it."""
+    is_count = examples.isdecimal()
+    defaults = PRESETS[preset.value]
     options = DemoOptions(
         out=out,
-        clients=clients,
+        clients=clients or defaults.clients,
         rounds=rounds,
         method=method,
         seed=seed,
         alpha=alpha,
-        train_examples=train_examples,
-        examples=examples,
+        train_examples=(int(examples) if is_count else train_examples) or defaults.train_examples,
+        examples=Path(examples) if examples and not is_count else None,
         minimum_share=minimum_share,
-        model=model,
+        preset=preset.value,
+        model=model or preset.value,
         wire_encoding=wire_encoding,
         fresh=fresh,
     )

@@ -36,6 +36,7 @@ EXTRAS = MappingProxyType(
     {
         "matplotlib": "demo",
         "PIL": "demo",
+        "gguf": "gguf",
         "tokenizers": "demo",
         "torch": "demo",
         "tensorboardX": "tensorboard",

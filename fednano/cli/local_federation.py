@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from fednano.cli.presets import server_flags
 from fednano.cli.processes import Part, Processes, free_address
 from fednano.cli.report import SocketLedger
 from fednano.cli.socket_meter import SocketMeter
@@ -49,7 +50,8 @@ class ClientPart:
 def start_services(processes: Processes, *, model: str, state: Path) -> tuple[Addresses, Part, Part]:
     """The LLM server and the aggregator, whose database and artifacts go to ``state``. Returns before they serve."""
     addresses = Addresses(server=free_address(), aggregator=free_address())
-    server = processes.start("server", "services.server", ["--model", model, "--listen", addresses.server])
+    flags = ["--model", model, "--listen", addresses.server, *server_flags(model)]
+    server = processes.start("server", "services.server", flags)
     flags = ["--state", str(state), "--listen", addresses.aggregator]
     return addresses, server, processes.start("aggregator", "services.aggregator", flags, survives_kill=True)
 

@@ -9,15 +9,13 @@ from pathlib import Path
 
 from google.protobuf import duration_pb2
 
+from fednano.cli.presets import DEFAULT, PRESETS, DemoPreset
 from fednano.v1 import run_pb2, split_service_pb2
 
 RUN_ID = "demo"
 RUN_NAME = f"runs/{RUN_ID}"
-ROUND_TIMEOUT_S = 120
 OWN_ROUND_TIMEOUT_S = 3600
 JOIN_TIMEOUT_S = 120
-VAL_EXAMPLES = 300
-TEST_EXAMPLES = 600
 
 
 # Of fedprox alone.
@@ -59,8 +57,7 @@ class DemoOptions:
     seed: int = 0
     alpha: float = 1.0
     train_examples: int = 1000
-    val_examples: int = VAL_EXAMPLES
-    test_examples: int = TEST_EXAMPLES
+    preset: str = DEFAULT
     # A folder of the user's own, instead of generated icons.
     examples: Path | None = None
     minimum_share: float = 0.3
@@ -69,9 +66,13 @@ class DemoOptions:
     fresh: bool = False
 
     @property
+    def defaults(self) -> DemoPreset:
+        return PRESETS[self.preset]
+
+    @property
     def round_timeout_s(self) -> int:
         """Nobody knows how long a user's own examples take."""
-        return ROUND_TIMEOUT_S if self.examples is None else OWN_ROUND_TIMEOUT_S
+        return self.defaults.round_timeout_s if self.examples is None else OWN_ROUND_TIMEOUT_S
 
     @property
     def example_folders(self) -> dict[str, Path]:
@@ -107,11 +108,11 @@ def run_config(options: DemoOptions, model: split_service_pb2.Model) -> run_pb2.
         adapter=run_pb2.AdapterConfig(rank=16, alpha=32, modalities=["image", "text"], hidden_size=model.hidden_size),
         train=run_pb2.TrainConfig(
             local_epochs=1,
-            batch_size=8,
-            learning_rate=8e-3,
+            batch_size=options.defaults.batch_size,
+            learning_rate=options.defaults.learning_rate,
             seed=options.seed,
             proximal_mu=PROXIMAL_MU if options.method is DemoMethod.FEDPROX else 0.0,
         ),
         fisher=run_pb2.FisherConfig(normalization=run_pb2.FisherConfig.NORMALIZATION_L2, floor=1.0),
-        evaluate=run_pb2.EvaluateConfig(max_new_tokens=4),
+        evaluate=run_pb2.EvaluateConfig(max_new_tokens=options.defaults.max_new_tokens),
     )

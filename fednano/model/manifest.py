@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fednano.errors import ModelInvalid
+from fednano.model.fetched import FETCHED, fetched_folder, is_whole
 
 MANIFEST_FILE = "manifest.json"
 # In this order: the digest is over the files' bytes one after the other.
@@ -101,12 +102,22 @@ def resolve_model(name_or_folder: str) -> Path:
     preset = Path(__file__).parent / "presets" / name_or_folder
     if name_or_folder in _preset_names():
         return preset
+    if name_or_folder in FETCHED:
+        return _fetched(name_or_folder)
     folder = Path(name_or_folder)
     if folder.is_dir():
         return folder
-    names = ", ".join(_preset_names())
+    names = ", ".join([*_preset_names(), *FETCHED])
     message = f"{name_or_folder} is neither a preset ({names}) nor a folder: name a preset or a model's folder"
     raise ModelInvalid(message, model=name_or_folder)
+
+
+def _fetched(name: str) -> Path:
+    folder = fetched_folder(name)
+    if not is_whole(folder):
+        message = f"the preset {name} is not at {folder} yet: run `fednano model fetch {name}` once on this machine"
+        raise ModelInvalid(message, model=name)
+    return folder
 
 
 def _preset_names() -> list[str]:

@@ -40,6 +40,7 @@ def run_steps(
     *,
     loss_of_step: Callable[[int], Tensor],
     after_step: Callable[[int, float], None],
+    saved_every: int = CHECKPOINT_EVERY_STEP_COUNT,
 ) -> None:
     """Trains ``module`` to the last step, from its checkpoint where there is one. Steps count from 0."""
     for step in range(checkpoint.load(module, optimizer), settings.step_count):
@@ -51,7 +52,7 @@ def run_steps(
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         after_step(step, loss.item())
-        if (step + 1) % CHECKPOINT_EVERY_STEP_COUNT == 0 or step + 1 == settings.step_count:
+        if (step + 1) % saved_every == 0 or step + 1 == settings.step_count:
             checkpoint.save(module, optimizer, step + 1)
 
 

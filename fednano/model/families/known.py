@@ -15,6 +15,7 @@ MODULES: Mapping[str, str] = MappingProxyType(
         "llava_next": "fednano.model.families.llava_next",
         "llava_onevision": "fednano.model.families.llava_onevision",
         "minigpt4": "fednano.model.families.minigpt4",
+        "smol": "fednano.model.families.smol",
         "smolvlm": "fednano.model.families.smolvlm",
     }
 )

@@ -18,7 +18,7 @@ WITHOUT_AGGREGATOR = {
     *("demo", "ask", "params", "audit verify", "client enroll", "examples make"),
     *(f"data {name}" for name in ("import", "partition", "check")),
     *(f"certs {name}" for name in ("init", "issue", "revoke", "show")),
-    *("model split", "model convert-minigpt4"),
+    *("model split", "model convert-minigpt4", "model fetch"),
 }
 OPERATOR_COMMANDS = {
     *(f"run {name}" for name in ("create", "list", "get", "watch", "cancel", "pause", "resume", "export")),

@@ -22,7 +22,7 @@ def test_the_preset_is_found_by_its_name_and_a_model_by_its_folder(tmp_path: Pat
 
 
 def test_an_unknown_model_names_the_presets() -> None:
-    with pytest.raises(ModelInvalid, match=r"neither a preset \(nano\) nor a folder"):
+    with pytest.raises(ModelInvalid, match=r"neither a preset \(nano, smol\) nor a folder"):
         resolve_model("giga")
 
 

@@ -1,0 +1,1 @@
+"""Fetching a real model's published weights, and making the two halves of them."""
