@@ -8,6 +8,7 @@ D: hidden size
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from fednano.errors import ModelInvalid
@@ -123,4 +124,14 @@ def _tower(checkpoint: Checkpoint) -> VitConfig:
         raise ModelInvalid(
             f"{checkpoint.name}: {side} tokens a side cannot be joined by scale_factor", file="config.json"
         )
+    if not _stands_in_order(side):
+        message = f"{checkpoint.name}: {side} tokens a side, of which the family gives two the same position"
+        raise ModelInvalid(message, file="config.json")
     return siglip_tower(settings, [settings.num_hidden_layers], final_norm=True)
+
+
+def _stands_in_order(side: int) -> bool:
+    """Whether each token of a whole picture has a position of its own: the family finds it by a division that rounds."""
+    places = torch.arange(side, dtype=torch.float32) * (1.0 / torch.tensor(side))
+    found = torch.bucketize(places.clamp(max=1 - 1e-6), torch.arange(1 / side, 1.0, 1 / side), right=True)
+    return found.tolist() == list(range(side))
