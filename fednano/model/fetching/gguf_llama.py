@@ -61,7 +61,7 @@ def read_gguf_llama(path: Path, dtype: torch.dtype) -> GgufLlama:
             tokenizer=_tokenizer(fields),
             template=fields["tokenizer.chat_template"],
         )
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
         message = f"{path} is no GGUF file of a Llama model with its tokenizer ({error}); fetch it again"
         raise ModelInvalid(message, file=str(path)) from error
 

@@ -85,7 +85,7 @@ def test_a_source_distribution_is_not_run_to_get_at_its_metadata(index: Path, tm
         download([package()], tmp_path / "out")
 
 
-def test_a_pip_that_hangs_is_given_up(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pip_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = tmp_path / "python"
     slow.write_text("#!/bin/sh\nsleep 60\n")
     slow.chmod(0o755)
