@@ -20,35 +20,37 @@ class PresetName(StrEnum):
     SMOL = "smol"
 
 
+Preset = Annotated[
+    PresetName, Option(help="The model, and the settings that were chosen for it; smol is fetched first.")
+]
+Clients = Annotated[int | None, Option(min=1, max=50, help="Client processes; 5, of smol 2.", show_default=False)]
+TrainExamples = Annotated[
+    int | None, Option(min=10, help="Training examples over all clients; 1000, of smol 64.", show_default=False)
+]
+Examples = Annotated[
+    str, Option(metavar="DIR|COUNT", help="Your own, to split over clients (docs/data.md); or as --train-examples.")
+]
+MinimumShare = Annotated[float, Option(min=0, max=1, help="Of your own: least part of an even share for a client.")]
+Encoding = Annotated[WireEncoding, Option(help="How tensors travel to the LLM server and back.")]
+
+
 def register(app: typer.Typer) -> None:
     app.command(epilog=EXIT_WORDS)(demo)
 
 
 def demo(
-    preset: Annotated[
-        PresetName, Option(help="The model, and the settings that were chosen for it; smol is fetched first.")
-    ] = PresetName.NANO,
-    clients: Annotated[
-        int | None, Option(min=1, max=50, help="Client processes; 5, of smol 2.", show_default=False)
-    ] = None,
+    preset: Preset = PresetName.NANO,
+    clients: Clients = None,
     rounds: Annotated[int, Option(min=1, max=1000, help="Rounds of training.")] = 10,
     method: Annotated[DemoMethod, Option(help="Federated algorithm.")] = DemoMethod.FEDNANO,
     seed: Annotated[int, Option(min=0, help="Decides examples, split, adapters, order.")] = 0,
     alpha: Annotated[float, Option(min=0.01, help="Dirichlet split: small is less alike.")] = 1.0,
     out: Annotated[Path, Option(help="Folder for state, logs and report.")] = Path("runs/demo"),
-    train_examples: Annotated[
-        int | None, Option(min=10, help="Training examples over all clients; 1000, of smol 64.", show_default=False)
-    ] = None,
-    examples: Annotated[
-        str, Option(metavar="DIR|COUNT", help="Your own, to split over clients (docs/data.md); or as --train-examples.")
-    ] = "",
-    minimum_share: Annotated[
-        float, Option(min=0.0, max=1.0, help="Of your own: least part of an even share that each client has.")
-    ] = 0.3,
+    train_examples: TrainExamples = None,
+    examples: Examples = "",
+    minimum_share: MinimumShare = 0.3,
     model: Annotated[str, Option(help="A model's folder; the preset's where absent.", show_default=False)] = "",
-    wire_encoding: Annotated[
-        WireEncoding, Option(help="How tensors travel to the LLM server and back.")
-    ] = WireEncoding.RAW,
+    wire_encoding: Encoding = WireEncoding.RAW,
     as_json: Annotated[bool, Option("--json", help="Print only the report, as JSON; progress to stderr.")] = False,
     fresh: Annotated[bool, Option("--fresh", help="Start over even where a run was cut short.")] = False,
 ) -> None:

@@ -1,11 +1,11 @@
 """`fednano experiment`: the paper's experiments on real services of this machine."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -71,35 +71,45 @@ def experiment(
 ) -> None:
     """Runs an experiment of the paper; what is finished is not run again. Writes results.json, table.md and a plot."""
 
-    def work() -> None:
-        # Here, for the other commands do not need what it imports.
-        from experiments.cells import Cell
-        from fednano.cli.experiment import ExperimentOptions
+    own = "" if examples is None else str(examples.resolve())
+    settings = {"preset": preset, "clients": clients, "rounds": rounds, "alpha": alpha, "split": split.value}
+    settings |= {"train_examples": train_examples, "learning_rate": learning_rate, "examples": own}
+    test_seeds = range(first_seed, first_seed + seeds)
+    folder = out or Path("runs/experiments") / name
 
-        common = Cell(
-            preset=preset,
-            examples="" if examples is None else str(examples.resolve()),
-            clients=clients,
-            rounds=rounds,
-            alpha=alpha,
-            train_examples=train_examples,
-            learning_rate=learning_rate,
-            split=split.value,
-        )
-        swept = tuple(range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + validation_seeds))
-        folder = out or Path("runs/experiments") / name
-        options = ExperimentOptions(
-            experiment=_experiment(name, only or []),
-            common=common,
-            seeds=_apart(tuple(range(first_seed, first_seed + seeds)), swept if rates else ()),
-            rates=_rates(rates),
-            validation_seeds=swept,
-            out=folder,
-            cells=cells or folder / "cells",
-        )
-        _run(options, as_json)
+    def work() -> None:
+        asked = _experiment(name, only or [])
+        sweep = _rates(rates), range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + validation_seeds)
+        _run(_options(asked, settings, test_seeds, sweep, folder, cells or folder / "cells"), as_json)
 
     or_exit(work, interrupted="stopped; the same command continues")
+
+
+def _options(
+    asked: "Experiment",
+    settings: Mapping[str, Any],
+    seeds: Sequence[int],
+    sweep: tuple[tuple[float, ...], Sequence[int]],
+    out: Path,
+    cells: Path,
+) -> "ExperimentOptions":
+    """``settings`` are fields of Cell; ``sweep`` has the rates and the seeds that they are chosen on."""
+    # Here, for the other commands do not need what it imports.
+    from experiments.cells import Cell
+    from fednano.cli.experiment import ExperimentOptions
+
+    rates, validation_seeds = sweep
+    if rates and set(seeds) & set(validation_seeds):
+        raise SettingsInvalid(f"--first-seed: seeds from {FIRST_VALIDATION_SEED} on are those that rates are chosen on")
+    return ExperimentOptions(
+        experiment=asked,
+        common=Cell(**settings),
+        seeds=tuple(seeds),
+        rates=rates,
+        validation_seeds=tuple(validation_seeds),
+        out=out,
+        cells=cells,
+    )
 
 
 def _experiment(name: str, labels: Sequence[str]) -> "Experiment":
@@ -114,12 +124,6 @@ def _experiment(name: str, labels: Sequence[str]) -> "Experiment":
     if unknown := [label for label in labels if label not in known]:
         raise SettingsInvalid(f"--only: {unknown[0]!r} is no arm of {name}: they are {'; '.join(known)}")
     return replace(found, arms=tuple(arm for arm in found.arms if arm.label in labels or not labels))
-
-
-def _apart(seeds: tuple[int, ...], validation_seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if set(seeds) & set(validation_seeds):
-        raise SettingsInvalid(f"--first-seed: seeds from {FIRST_VALIDATION_SEED} on are those that rates are chosen on")
-    return seeds
 
 
 def _rates(text: str) -> tuple[float, ...]:
