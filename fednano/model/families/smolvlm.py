@@ -131,7 +131,7 @@ def _tower(checkpoint: Checkpoint) -> VitConfig:
 
 
 def _stands_in_order(side: int) -> bool:
-    """Whether each token of a whole picture has a position of its own: the family finds it by a division that rounds."""
+    """Whether each token of a whole picture has a position of its own, which the family finds by dividing."""
     places = torch.arange(side, dtype=torch.float32) * (1.0 / torch.tensor(side))
     found = torch.bucketize(places.clamp(max=1 - 1e-6), torch.arange(1 / side, 1.0, 1 / side), right=True)
     return found.tolist() == list(range(side))

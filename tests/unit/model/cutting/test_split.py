@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_families import CLIP, IMAGE_TOKEN_ID, LLAMA, llava, save
+from tiny_families import CLIP, IMAGE_TOKEN_ID, LLAMA, llava, save, smolvlm
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from fednano.errors import ModelInvalid
@@ -279,3 +279,11 @@ def test_one_changed_byte_of_a_half_is_found_when_it_is_loaded(tiny: Path, tmp_p
     load = load_edge if half == "edge" else load_language_model
     with pytest.raises(ModelInvalid, match=r"model\.safetensors: its digest is \w+, the manifest says \w+"):
         load(tmp_path / "out" / half)
+
+
+def test_a_tower_of_which_two_tokens_would_have_one_position_is_refused(tmp_path: Path) -> None:
+    smolvlm().save(tmp_path / "whole")
+    vision = json.loads((tmp_path / "whole" / "config.json").read_text())["vision_config"]
+    change_config(tmp_path / "whole", vision_config=vision | {"image_size": 38 * vision["patch_size"]})
+    with pytest.raises(ModelInvalid, match="38 tokens a side, of which the family gives two the same position"):
+        split_model(LocalFolder(tmp_path / "whole"), tmp_path / "out")
