@@ -47,7 +47,7 @@ def test_a_whole_model_is_refused_with_the_half_to_give() -> None:
 
 def test_an_unknown_family_names_the_known_ones(edge_copy: Path) -> None:
     write_manifest(read_manifest(edge_copy).model_copy(update={"family": "giga"}), edge_copy)
-    with pytest.raises(ModelInvalid, match="the family giga, which is not one of: .*nano"):
+    with pytest.raises(ModelInvalid, match=r"the family giga, which is not one of: .*nano"):
         load_edge(edge_copy)
 
 
