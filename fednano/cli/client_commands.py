@@ -4,15 +4,16 @@ from typing import Annotated
 
 import typer
 
-from fednano.cli import token_commands
+from fednano.cli import doctor_command, token_commands
 from fednano.cli.commands import Command, operator_command
 from fednano.cli.exits import EXIT_WORDS
 from fednano.cli.names import client_name, run_name
 from fednano.cli.output import last, when, words
 from fednano.v1 import run_pb2, run_service_pb2
 
-app = typer.Typer(no_args_is_help=True, help="Enrol, read and evict clients.", epilog=EXIT_WORDS)
+app = typer.Typer(no_args_is_help=True, help="Enrol, check, read and evict clients.", epilog=EXIT_WORDS)
 token_commands.register(app)
+doctor_command.register(app)
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run: demo, or runs/demo.")]
 RunOrClient = Annotated[str, typer.Argument(metavar="RUN", help="The run, or the client's whole name.")]
 Client = Annotated[str, typer.Argument(metavar="[CLIENT]", help="The client, as it calls itself.")]

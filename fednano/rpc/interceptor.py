@@ -5,6 +5,7 @@ This is the one place that catches everything; servicers catch nothing.
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ from fednano.telemetry import get_logger
 
 log = get_logger("rpc")
 
-# Trailing metadata of every health check.
+# Trailing metadata of every health check: the release, and this machine's clock in milliseconds since 1970.
 VERSION_KEY = "fednano-version"
+CLOCK_KEY = "fednano-clock-ms"
 # Fields of requests that hold a resource's name, and what a log line calls it.
 # After these the servicer has not seen the stream, so nobody reads it.
 LINGERING = (*REFUSALS, TooManyCalls)
@@ -121,7 +123,8 @@ def _unary(
 ) -> Callable[[Any, Context], Awaitable[Any]]:
     async def call(received: Any, context: Context) -> Any:
         if method.startswith("/grpc.health."):
-            context.set_trailing_metadata(((VERSION_KEY, version("fednano")),))
+            clock_ms = str(time.time_ns() // 1_000_000)
+            context.set_trailing_metadata(((VERSION_KEY, version("fednano")), (CLOCK_KEY, clock_ms)))
         with metrics.call(method) as outcome:
             try:
                 async with gate.passing(method, context) as passage:

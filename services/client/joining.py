@@ -86,11 +86,7 @@ def _encoder_type(parts: EdgeParts) -> torch.dtype:
 
 def _pooled(settings: ClientSettings, parts: EdgeParts, features: Features, check: Callable[[], None]) -> Holdings:
     """The examples of all clients whose folders are in the one of examples, joined, and whose each test example is."""
-    names = (EXAMPLES_FILE, PROBLEMS_FILE)
-    folders = sorted({path.parent for name in names for path in settings.examples.glob(f"*/{name}")})
-    if not folders:
-        message = f"{settings.examples} has no folder of examples in it, as --pooled needs: one for each client"
-        raise ExamplesInvalid(message, file=str(settings.examples))
+    folders = pooled_folders(settings.examples)
     tests = {one.name: load_example_set(one, settings.evaluate_on, parts, features, check) for one in folders}
     return Holdings(
         parts=parts,
@@ -99,6 +95,16 @@ def _pooled(settings: ClientSettings, parts: EdgeParts, features: Features, chec
         tests_of=tests,
         split=settings.evaluate_on,
     )
+
+
+def pooled_folders(folder: Path) -> list[Path]:
+    """The clients' folders of examples in this one. Raises ExamplesInvalid where there is none."""
+    names = (EXAMPLES_FILE, PROBLEMS_FILE)
+    folders = sorted({path.parent for name in names for path in folder.glob(f"*/{name}")})
+    if not folders:
+        message = f"{folder} has no folder of examples in it, as --pooled needs: one for each client"
+        raise ExamplesInvalid(message, file=str(folder))
+    return folders
 
 
 def join_request(settings: ClientSettings, holdings: Holdings) -> pb.JoinRunRequest:
