@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fednano.errors import FieldInvalid
 from fednano.model.kv_cache import NAME, PassCache, SequenceCache, capacity
-from fednano.model.packed_linear import PackedLinear
+from fednano.model.packed_linear import PackedLinear, pack_linears
 from fednano.model.packing import DEFAULT_ROW_TILE, OutputKind, padded
 
 
@@ -116,12 +116,17 @@ class Decoder:
         return outputs
 
 
-def decoder_of(model: Any, shared: Sequence[object]) -> Decoder:
-    """A decoder with the weights of ``model``, a transformers model, that are not copied, nor is what is ``shared``."""
+def decoder_of(model: Any, shared: Sequence[object], *, packs: bool) -> Decoder:
+    """A decoder with the weights of ``model``, a transformers model, that are not copied, nor is what is ``shared``.
+
+    ``packs`` does lay a copy of them out for it.
+    """
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
     kept = [*model.parameters(), *model.buffers(), *packed, *shared]
     twin = copy.deepcopy(model, {id(each): each for each in kept})
     twin.set_attn_implementation(NAME)
+    if packs:
+        pack_linears(twin, differentiable=False)
     return Decoder(twin)
 
 

@@ -39,6 +39,7 @@ class LanguageModel:
         self.layers = DecoderLayers(model, may_end=may_end)
         # The same for every pass, alone or joined with others: see fednano.model.packing.
         self.row_tile = DEFAULT_ROW_TILE
+        self._packs_decoder = False
         self.hidden_size = manifest.hidden_size
         self.vocab_size = manifest.vocab_size
         self.max_sequence_length = int(model.config.max_position_embeddings)
@@ -79,19 +80,23 @@ class LanguageModel:
     def layer_count(self) -> int:
         return int(self._model.config.num_hidden_layers)
 
-    def packed_bytes(self) -> int:
+    def packed_bytes(self, *, decoding_only: bool = False) -> int:
         """What ``pack`` would take; 0 where it would do nothing."""
-        return packed_bytes(self._model) if can_pack(self._model) else 0
+        return packed_bytes(self._model, differentiable=not decoding_only) if can_pack(self._model) else 0
 
-    def pack(self) -> None:
+    def pack(self, *, decoding_only: bool = False) -> None:
         """Lays weights out for faster passes, if that can be done here; other bits from then on. Before any pass."""
-        if can_pack(self._model):
-            pack_linears(self._model)
+        if not can_pack(self._model):
+            return
+        if decoding_only:
+            self._packs_decoder = True
+        else:
+            pack_linears(self._model, differentiable=True)
 
     @cached_property
     def decoder(self) -> Decoder:
         """What appends to sequences; made when it is first asked for."""
-        return decoder_of(self._model, [self.layers])
+        return decoder_of(self._model, [self.layers], packs=self._packs_decoder)
 
     def start_decoding(self) -> DecodingState:
         return DecodingState()

@@ -18,17 +18,20 @@ _ROWS = 8
 
 
 class PackedLinear(nn.Module):
-    """Computes what ``nn.Linear`` with these weights computes, to rounding; gradients reach the inputs alone."""
+    """Computes what ``nn.Linear`` with these weights computes, to rounding; gradients reach the inputs alone.
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+    Unless it is ``differentiable`` it has half the layouts, and no gradient.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, differentiable: bool) -> None:
         super().__init__()
         # No buffers: a layout has no strides, and nothing may move or save it.
         self._weight = _laid_out(weight_OI)
-        self._transposed = _laid_out(weight_OI.t())
+        self._transposed = _laid_out(weight_OI.t()) if differentiable else None
         self._bias_O = bias_O
 
     def forward(self, x_NI: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and x_NI.requires_grad):
+        if self._transposed is None or not (torch.is_grad_enabled() and x_NI.requires_grad):
             # Decoding feels what a differentiable function costs.
             return _product(x_NI, self._weight, self._bias_O)
         out_NO: Tensor = _PackedProduct.apply(x_NI, self._weight, self._transposed, self._bias_O)  # type: ignore[no-untyped-call]
@@ -55,19 +58,20 @@ def can_pack(model: Any) -> bool:
     return is_plain and torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def packed_bytes(model: Any) -> int:
+def packed_bytes(model: Any, *, differentiable: bool) -> int:
     """What the layouts of all weights that can be packed take."""
-    return sum(2 * weight.nbytes for weight in map(_weight, model.modules()) if weight is not None)
+    copies = 2 if differentiable else 1
+    return sum(copies * weight.nbytes for weight in map(_weight, model.modules()) if weight is not None)
 
 
-def pack_linears(model: Any) -> None:
+def pack_linears(model: Any, *, differentiable: bool) -> None:
     """Replaces the linear layers within ``model`` by packed ones."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             weight = _weight(child)
             if weight is not None:
                 weight_OI = weight.t() if isinstance(child, Conv1D) else weight
-                setattr(parent, name, PackedLinear(weight_OI, child.bias))
+                setattr(parent, name, PackedLinear(weight_OI, child.bias, differentiable=differentiable))
 
 
 def _laid_out(weight: Tensor) -> Tensor:

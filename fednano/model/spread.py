@@ -85,7 +85,7 @@ class LeadModel(LanguageModel):
         return _LeadDecoder(self)
 
     def own_decoder(self) -> Decoder:
-        return decoder_of(self._model, [self.layers])
+        return decoder_of(self._model, [self.layers], packs=False)
 
     @contextmanager
     def together(self, order: Order, tensor: Tensor) -> Iterator[None]:

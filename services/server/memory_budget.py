@@ -35,8 +35,8 @@ def input_budget_bytes() -> int:
 
 
 def may_pack(model: LanguageModel) -> bool:
-    """Whether there are weights that can be laid out anew, and room for it."""
-    return 0 < model.packed_bytes() <= PACKED_SHARE * free_host_bytes()
+    """Whether there are weights that can be laid out anew for decoding, and room for it."""
+    return 0 < model.packed_bytes(decoding_only=True) <= PACKED_SHARE * free_host_bytes()
 
 
 def guessed_row_bytes(model: LanguageModel) -> int:

@@ -74,9 +74,7 @@ async def _serve_model(settings: ServerSettings, model: LanguageModel) -> None:
 def _with_batching(settings: ServerSettings, model: LanguageModel) -> ServerSettings:
     # In this thread: bits depend on how many there are.
     torch.set_num_threads(settings.threads)
-    packs = settings.packed_weights == "on" or (settings.packed_weights == "auto" and may_pack(model))
-    if packs:
-        model.pack()
+    packed = _pack(settings, model)
     chosen = choose_batching(settings.batching, model)
     log.info(
         "batching",
@@ -84,6 +82,17 @@ def _with_batching(settings: ServerSettings, model: LanguageModel) -> ServerSett
         chosen=chosen,
         row_tile=model.row_tile,
         decode_row_tile=model.decoder.row_tile,
-        packed=packs,
+        packed=packed,
     )
     return settings.model_copy(update={"batching": chosen})
+
+
+def _pack(settings: ServerSettings, model: LanguageModel) -> str:
+    """What has its weights laid out anew now, in a word for the log."""
+    if settings.packed_weights == "on" and model.packed_bytes():
+        model.pack()
+        return "all"
+    if settings.packed_weights == "auto" and may_pack(model):
+        model.pack(decoding_only=True)
+        return "decoding"
+    return "nothing"

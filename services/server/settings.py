@@ -27,9 +27,9 @@ class ServerSettings(ServiceSettings):
         False, description="spread each layer over the processes that torchrun started; with --device auto"
     )
     packed_weights: Literal["auto", "on", "off"] = Field(
-        "off",
+        "auto",
         description="whether weights are laid out anew for faster passes on a CPU in float32, which rounds otherwise "
-        "than the whole model does; auto does it where there is room for a copy",
+        "than the whole model does; auto does it for decoding alone, where there is room for a copy",
     )
     threads: int = Field(1, ge=1, le=1024, description="CPU threads of a pass")
     max_pass_tokens: int = Field(16_384, ge=1, description="most tokens of a pass, and of one stream's decoding caches")

@@ -60,11 +60,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-@pytest.fixture(scope="module", params=["plain weights", "packed weights"])
+@pytest.fixture(scope="module", params=["plain weights", "packed weights", "packed for decoding"])
 def model(request: pytest.FixtureRequest, folder: Path) -> LanguageModel:
     model = load_language_model(folder)
-    if request.param == "packed weights":
-        model.pack()
+    if request.param != "plain weights":
+        model.pack(decoding_only=request.param == "packed for decoding")
     return model
 
 
@@ -155,9 +155,10 @@ def test_a_stream_gets_the_same_bits_alone_and_among_others(
         assert all(torch.equal(a, b) for a, b in zip(one.outputs, other.outputs, strict=True))
 
 
-def test_packed_and_plain_weights_choose_the_same_tokens(folder: Path, plain: Any) -> None:
+@pytest.mark.parametrize("decoding_only", [True, False])
+def test_packed_and_plain_weights_choose_the_same_tokens(folder: Path, plain: Any, decoding_only: bool) -> None:
     packed, unpacked = load_language_model(folder), load_language_model(folder)
-    packed.pack()
+    packed.pack(decoding_only=decoding_only)
     given, other = streams(plain), streams(plain)
     run(packed.decoder, given)
     run(unpacked.decoder, other)

@@ -113,6 +113,18 @@ def test_packed_weights_change_outputs_and_gradients_by_rounding_alone(
             torch.testing.assert_close(one, near, atol=1e-5 * float(near.abs().max()), rtol=1e-4)
 
 
+def test_weights_packed_for_decoding_alone_leave_steps_their_bits(tmp_path: Path) -> None:
+    write_model(tmp_path, CONFIGS["a head for each query and for each key"])
+    plain, packed = load_language_model(tmp_path), load_language_model(tmp_path)
+    packed.pack(decoding_only=True)
+    assert packed.decoder.row_tile >= 1
+    passages = [passage((9, 3, 14), torch.Generator().manual_seed(2))]
+    for wanted, got in zip(
+        both_passes(plain, passages, "logits"), both_passes(packed, passages, "logits"), strict=True
+    ):
+        assert all(torch.equal(near, one) for near, one in zip(wanted, got, strict=True))
+
+
 def passage(lengths: tuple[int, ...], generator: torch.Generator) -> Passage:
     positions = tuple(range(0, sum(lengths), 3))
     inputs_embeds_SD = torch.randn(sum(lengths), 32, generator=generator)
