@@ -32,7 +32,13 @@ hand_over() { # HOLDER FOLDER
 case ${1:-prepare} in
     prepare) ;;
     revoke) fednano certs revoke /authority "$2" "$3" && touch "/authority/$2-$3/revoked" ;;
-    renew) fednano certs issue /authority "$2" "$3" --host "$3" && rm -f "/authority/$2-$3/revoked" ;;
+    renew)
+        case $2 in
+            server | aggregator) fednano certs issue /authority "$2" "$3" --host "$3" ;;
+            *) fednano certs issue /authority "$2" "$3" ;;
+        esac
+        rm -f "/authority/$2-$3/revoked"
+        ;;
     *) echo "usage: certificates.sh [revoke ROLE ID | renew ROLE ID]" >&2; exit 2 ;;
 esac
 
