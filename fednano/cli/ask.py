@@ -29,7 +29,7 @@ from fednano.split.remote import RemoteLanguageModel
 from fednano.split.session import SessionTerms
 from fednano.v1 import split_service_pb2, split_service_pb2_grpc
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 10.0
 SPLIT_SERVICE = "fednano.v1.SplitService"

@@ -16,7 +16,7 @@ from fednano.rpc.channels import open_channel, wait_until_serving
 from fednano.v1 import split_service_pb2, split_service_pb2_grpc
 
 # Processes that import torch start slowly, and all at once on few cores more so.
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 10.0
 PLAINTEXT = Security(insecure=True)
 SPLIT_SERVICE = "fednano.v1.SplitService"
