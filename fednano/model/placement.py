@@ -22,7 +22,7 @@ def choose_device(choice: DeviceChoice) -> torch.device:
 
 
 def choose_encoder_type(choice: EncoderType, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on a CUDA device that computes with it, float32 elsewhere: exact, and not every CPU has it."""
+    """``auto`` is bfloat16 on a CUDA device that computes with it, float32 elsewhere: it keeps the bits there."""
     if choice == "auto":
         is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if is_fast else torch.float32
