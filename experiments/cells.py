@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from google.protobuf import duration_pb2
 
+from fednano.cli.presets import PRESETS
 from fednano.v1 import run_pb2, split_service_pb2
 
 Fisher = run_pb2.FisherConfig
@@ -103,5 +104,7 @@ def run_config(cell: Cell, model: split_service_pb2.Model, *, timeout_s: int) ->
         ),
         fisher=FISHER[cell.fisher],
         gram=run_pb2.GramConfig(step=cell.gram_step),
-        evaluate=run_pb2.EvaluateConfig(max_new_tokens=4),
+        evaluate=run_pb2.EvaluateConfig(
+            max_new_tokens=PRESETS[cell.preset].max_new_tokens if cell.preset in PRESETS else 4
+        ),
     )
