@@ -13,8 +13,9 @@ from experiments.outcomes import Outcome
 from experiments.plots import write_plots
 from experiments.results import Results, make_rows
 from experiments.tables import to_markdown
-from fednano.cli.experiment_cells import Places, run_cells
+from fednano.cli.experiment_cells import Places, finished_cells, run_cells
 from fednano.cli.experiment_progress import ExperimentProgress
+from fednano.errors import SettingsInvalid
 
 # Settings that a reader of the table wants to see, of those that all arms share.
 DATA_FIELDS = ("preset", "examples", "train_examples", "test_examples", "clients", "alpha", "split")
@@ -32,6 +33,8 @@ class ExperimentOptions:
     validation_seeds: tuple[int, ...]
     out: Path
     cells: Path
+    # Nothing is run: what has been finished is what there is.
+    finished_only: bool = False
 
     @property
     def places(self) -> Places:
@@ -39,7 +42,10 @@ class ExperimentOptions:
 
 
 def run_experiment(options: ExperimentOptions, progress: ExperimentProgress) -> Results:
-    """Runs what has not been run, and writes results.json, table.md and plots to ``options.out``."""
+    """Runs what has not been run, and writes results.json, table.md and plots to ``options.out``.
+
+    Raises SettingsInvalid where only what is finished is asked for, and nothing is.
+    """
     swept = _sweep(options, progress)
     commons = {arm.label: _with_best_rate(options.common, swept.get(arm.label)) for arm in options.experiment.arms}
     cells = [
@@ -48,10 +54,13 @@ def run_experiment(options: ExperimentOptions, progress: ExperimentProgress) -> 
         for arm in options.experiment.arms
         if seed in _seeds_of(arm, options.seeds)
     ]
-    found = run_cells([cell for _, cell in cells], options.places, progress)
+    found = _outcomes([cell for _, cell in cells], options, progress)
     outcomes: dict[str, list[Outcome]] = {}
-    for (arm, _), outcome in zip(cells, found, strict=True):
-        outcomes.setdefault(arm.label, []).append(outcome)
+    for arm, cell in cells:
+        if cell in found:
+            outcomes.setdefault(arm.label, []).append(found[cell])
+    if not outcomes:
+        raise SettingsInvalid(f"--finished: {options.cells} has no finished cell of {options.experiment.name}")
     results = _results(options, outcomes, swept)
     options.out.mkdir(parents=True, exist_ok=True)
     text = to_markdown(results, write_plots(options.out, results))
@@ -72,10 +81,17 @@ def _sweep(options: ExperimentOptions, progress: ExperimentProgress) -> dict[str
         for rate in options.rates
     ]
     values: dict[str, dict[float, list[float]]] = {}
-    found = run_cells([cell for _, _, cell in cells], options.places, progress)
-    for (label, rate, _), outcome in zip(cells, found, strict=True):
-        values.setdefault(label, {}).setdefault(rate, []).append(outcome.accuracy)
+    found = _outcomes([cell for _, _, cell in cells], options, progress)
+    for label, rate, cell in cells:
+        if cell in found:
+            values.setdefault(label, {}).setdefault(rate, []).append(found[cell].accuracy)
     return {label: {rate: fmean(each) for rate, each in by_rate.items()} for label, by_rate in values.items()}
+
+
+def _outcomes(cells: Sequence[Cell], options: ExperimentOptions, progress: ExperimentProgress) -> dict[Cell, Outcome]:
+    if options.finished_only:
+        return finished_cells(cells, options.places)
+    return run_cells(cells, options.places, progress)
 
 
 def _with_best_rate(common: Cell, accuracies: dict[float, float] | None) -> Cell:

@@ -47,17 +47,23 @@ class Places:
     work: Path
 
 
-def run_cells(cells: Sequence[Cell], places: Places, progress: ExperimentProgress) -> list[Outcome]:
-    """The outcomes of all cells, in order; those without one are run first. No process outlives the call.
+def finished_cells(cells: Sequence[Cell], places: Places) -> dict[Cell, Outcome]:
+    """The outcomes of those cells that have one."""
+    found = {cell: load_outcome(places.cells, cell) for cell in cells}
+    return {cell: outcome for cell, outcome in found.items() if outcome is not None}
+
+
+def run_cells(cells: Sequence[Cell], places: Places, progress: ExperimentProgress) -> dict[Cell, Outcome]:
+    """The outcomes of all cells; those without one are run first. No process outlives the call.
 
     A run that was cut short goes on where it was. Raises PartFailed where a part or a run fails.
     """
-    pending = list(dict.fromkeys(cell for cell in cells if load_outcome(places.cells, cell) is None))
+    finished = finished_cells(cells, places)
+    pending = list(dict.fromkeys(cell for cell in cells if cell not in finished))
     if pending:
         with Processes(places.work, progress.say) as processes, progress.of(len(pending)):
             asyncio.run(supervised(processes, _run_all(pending, places, processes, progress)))
-    outcomes = [load_outcome(places.cells, cell) for cell in cells]
-    return [outcome for outcome in outcomes if outcome is not None]
+    return finished_cells(cells, places)
 
 
 async def _run_all(cells: Sequence[Cell], places: Places, processes: Processes, progress: ExperimentProgress) -> None:

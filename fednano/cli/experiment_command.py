@@ -36,6 +36,7 @@ OwnExamples = Annotated[Path | None, Option(metavar="DIR", help="Your own exampl
 Only = Annotated[list[str] | None, Option(metavar="LABEL", help="Only this arm, as the table names it; repeatable.")]
 Out = Annotated[Path | None, Option(help="Folder for results. (runs/experiments/NAME)")]
 Cells = Annotated[Path | None, Option(help="Folder of finished cells, which experiments may share. (OUT/cells)")]
+Finished = Annotated[bool, Option("--finished", help="Run nothing: results of what has been finished.")]
 AsJson = Annotated[bool, Option("--json", help="Print only results.json; progress to stderr.")]
 
 
@@ -67,6 +68,7 @@ def experiment(
     only: Only = None,
     out: Out = None,
     cells: Cells = None,
+    finished: Finished = False,
     as_json: AsJson = False,
 ) -> None:
     """Runs an experiment of the paper; what is finished is not run again. Writes results.json, table.md and a plot."""
@@ -80,7 +82,8 @@ def experiment(
     def work() -> None:
         asked = _experiment(name, only or [])
         sweep = _rates(rates), range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + validation_seeds)
-        _run(_options(asked, settings, test_seeds, sweep, folder, cells or folder / "cells"), as_json)
+        options = _options(asked, settings, test_seeds, sweep, folder, cells or folder / "cells")
+        _run(replace(options, finished_only=finished), as_json)
 
     or_exit(work, interrupted="stopped; the same command continues")
 

@@ -82,6 +82,16 @@ def test_the_cost_has_the_papers_figures_and_the_measured_ones(tmp_path: Path) -
     assert "| FedAvg | 1.00 | 0.00 | 0.00 | 2.00 | 2.50 | 1,250 | 2.5 | 4.00 | 3.00 | 2.00 | 1.00 |" in text
 
 
+def test_what_is_finished_is_shown_alone_where_that_is_asked_for(tmp_path: Path) -> None:
+    finish(tmp_path / "cells", Cell(method="fedavg", seed=20), 0.8)
+    arguments = ["--finished", "--first-seed", "20", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["experiment", "methods", *arguments])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert (row["label"], row["seeds"]) == ("FedAvg", [20])
+    assert CliRunner().invoke(app, ["experiment", "adapters", *arguments]).exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
