@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 import torch
 
-from fednano.errors import LocalError, PeerUnavailable, ServerBusy, WireError
+from fednano.errors import FednanoError, PeerUnavailable, ServerBusy, WireError
 from fednano.model.language import LanguageModel
 from fednano.model.packing import padded
 from services.server.decode_pass import run_decode
@@ -30,7 +30,7 @@ from services.server.waiting import uses_graph
 ResultT = TypeVar("ResultT")
 
 
-class PassAbandoned(LocalError):
+class PassAbandoned(FednanoError):
     """Nobody waits for the pass any more: it ended between two layers."""
 
 

@@ -15,7 +15,7 @@ from fednano.errors import FednanoError, PeerUnavailable, ResourceNotFound, RunE
 CONNECTION = {"--aggregator", "--insecure", "--token-file", "--tls-ca", "--tls-cert", "--tls-key", "--timeout"}
 # They start services of their own, or need none but the one they name.
 WITHOUT_AGGREGATOR = {
-    *("demo", "ask", "params", "audit verify", "client enroll", "examples make"),
+    *("demo", "ask", "params", "audit verify", "client doctor", "client enroll", "experiment", "examples make"),
     *(f"data {name}" for name in ("import", "partition", "check")),
     *(f"certs {name}" for name in ("init", "issue", "revoke", "show")),
     *("model split", "model convert-minigpt4", "model fetch"),

@@ -119,7 +119,7 @@ async def test_training_writes_an_adapter_and_its_fisher_information(
     assert all(bool((tensor >= 0).all()) and float(tensor.sum()) > 0 for tensor in fisher.values())
     assert (update.example_count, progress.step) == (24, 3)
     assert set(update.metrics) == {
-        "train/loss", "train/seconds", "fisher/seconds", "fisher/reliability",
+        "train/loss", "train/seconds", "train/steps", "fisher/seconds", "fisher/reliability",
         "bytes/activations", "bytes/gradients", "bytes/adapters", "bytes/fisher",
     }  # fmt: skip
     assert all(math.isfinite(value) and value > 0 for value in update.metrics.values())
