@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 
 from google.protobuf import duration_pb2
 
-from fednano.cli.presets import PRESETS
 from fednano.v1 import run_pb2, split_service_pb2
 
 Fisher = run_pb2.FisherConfig
@@ -76,7 +75,9 @@ def digest(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def run_config(cell: Cell, model: split_service_pb2.Model, *, timeout_s: int) -> run_pb2.RunConfig:
+def run_config(
+    cell: Cell, model: split_service_pb2.Model, *, timeout_s: int, max_new_tokens: int = 4
+) -> run_pb2.RunConfig:
     """All clients train in every round; the initial and the last adapter are evaluated, none between."""
     count = len(cell.process_names)
     return run_pb2.RunConfig(
@@ -104,7 +105,5 @@ def run_config(cell: Cell, model: split_service_pb2.Model, *, timeout_s: int) ->
         ),
         fisher=FISHER[cell.fisher],
         gram=run_pb2.GramConfig(step=cell.gram_step),
-        evaluate=run_pb2.EvaluateConfig(
-            max_new_tokens=PRESETS[cell.preset].max_new_tokens if cell.preset in PRESETS else 4
-        ),
+        evaluate=run_pb2.EvaluateConfig(max_new_tokens=max_new_tokens),
     )

@@ -26,6 +26,7 @@ from fednano.cli.local_federation import (
     supervised,
 )
 from fednano.cli.operator import Operator
+from fednano.cli.presets import DEFAULT, PRESETS
 from fednano.cli.processes import Processes
 from fednano.cli.report import FinishedRun, Report, make_report
 from fednano.errors import PartFailed, ResourceNotFound
@@ -33,7 +34,7 @@ from fednano.names import RunName
 from fednano.rpc.channels import open_channel
 from fednano.v1 import run_pb2, run_service_pb2, split_service_pb2
 
-ROUND_TIMEOUT_S = 900
+ROUND_TIMEOUT_S = 3600
 SILENCE_S = 2.0 * ROUND_TIMEOUT_S + 60.0
 # From the run's end to a client's: its next poll tells it.
 CLIENT_END_TIMEOUT_S = 60.0
@@ -134,7 +135,8 @@ class Services:
             attempt += 1
 
     def _create_request(self, cell: Cell, name: str) -> run_service_pb2.CreateRunRequest:
-        config = run_config(cell, self.model, timeout_s=ROUND_TIMEOUT_S)
+        tokens = PRESETS.get(cell.preset, PRESETS[DEFAULT]).max_new_tokens
+        config = run_config(cell, self.model, timeout_s=ROUND_TIMEOUT_S, max_new_tokens=tokens)
         return run_service_pb2.CreateRunRequest(
             run_id=RunName.parse(name).run,
             run=run_pb2.Run(display_name=cell.name, config=config),

@@ -12,6 +12,7 @@ from rich.console import Console
 from typer import Option
 
 from fednano.cli.exits import EXIT_WORDS, or_exit
+from fednano.cli.presets import DEFAULT, PRESETS
 from fednano.errors import SettingsInvalid
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {NAMES}.")]
 Preset = Annotated[str, Option(help="A model preset's name, or a model's folder.")]
 Seeds = Annotated[int, Option(min=1, help="Seeds of each arm: each its own examples, split and order.")]
 FirstSeed = Annotated[int, Option(min=0, help="The first of them.")]
-Clients = Annotated[int, Option(min=1, max=50, help="Client processes of a run.")]
+Clients = Annotated[int | None, Option(min=1, max=50, help="Client processes of a run. (the preset's: 5)")]
 Rounds = Annotated[int, Option(min=1, help="Rounds of training.")]
 Alpha = Annotated[float, Option(min=0.01, help="Dirichlet split: small is less alike.")]
-TrainExamples = Annotated[int, Option(min=10, help="Training examples over all clients.")]
-LearningRate = Annotated[float, Option(help="Of the clients' AdamW, where --rates is not given.")]
+TrainExamples = Annotated[int | None, Option(min=10, help="Over all clients. (the preset's: 1000)")]
+LearningRate = Annotated[float | None, Option(help="Of AdamW, where --rates is not given. (the preset's: 0.008)")]
 Rates = Annotated[str, Option(help="Learning rates, commas between: each arm takes its best on validation.")]
 ValidationSeeds = Annotated[int, Option(min=1, help="Seeds that rates are chosen on, from 100 on.")]
 OwnExamples = Annotated[Path | None, Option(metavar="DIR", help="Your own examples; see docs/data.md.")]
@@ -56,11 +57,11 @@ def experiment(
     preset: Preset = "nano",
     seeds: Seeds = 3,
     first_seed: FirstSeed = 0,
-    clients: Clients = 5,
+    clients: Clients = None,
     rounds: Rounds = 10,
     alpha: Alpha = 1.0,
-    train_examples: TrainExamples = 1000,
-    learning_rate: LearningRate = 8e-3,
+    train_examples: TrainExamples = None,
+    learning_rate: LearningRate = None,
     rates: Rates = "",
     validation_seeds: ValidationSeeds = 2,
     split: Annotated[Split, Option(help="What accuracy is measured on: val is to choose by.")] = Split.TEST,
@@ -74,8 +75,9 @@ def experiment(
     """Runs an experiment of the paper; what is finished is not run again. Writes results.json, table.md and a plot."""
 
     own = "" if examples is None else str(examples.resolve())
-    settings = {"preset": preset, "clients": clients, "rounds": rounds, "alpha": alpha, "split": split.value}
-    settings |= {"train_examples": train_examples, "learning_rate": learning_rate, "examples": own}
+    given = {"clients": clients, "train_examples": train_examples, "learning_rate": learning_rate}
+    settings = _preset_settings(preset) | {key: value for key, value in given.items() if value is not None}
+    settings |= {"rounds": rounds, "alpha": alpha, "split": split.value, "examples": own}
     test_seeds = range(first_seed, first_seed + seeds)
     folder = out or Path("runs/experiments") / name
 
@@ -113,6 +115,20 @@ def _options(
         out=out,
         cells=cells,
     )
+
+
+def _preset_settings(preset: str) -> dict[str, Any]:
+    """What was chosen for it, as fields of Cell; nano's for a model's folder."""
+    chosen = PRESETS.get(preset, PRESETS[DEFAULT])
+    return {
+        "preset": preset,
+        "clients": chosen.clients,
+        "train_examples": chosen.train_examples,
+        "val_examples": chosen.val_examples,
+        "test_examples": chosen.test_examples,
+        "batch_size": chosen.batch_size,
+        "learning_rate": chosen.learning_rate,
+    }
 
 
 def _experiment(name: str, labels: Sequence[str]) -> "Experiment":
