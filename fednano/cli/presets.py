@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, kw_only=True)
 class DemoPreset:
-    """Counts are over all clients. ``learning_rate`` and ``batch_size`` are what validation chose.
+    """Counts are over all clients. docs/models.md says how the learning rates were chosen.
 
     ``server_flags`` are for an LLM server on this machine.
     """
