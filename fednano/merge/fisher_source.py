@@ -17,6 +17,8 @@ from fednano.merge.shares import FisherWeighting
 from fednano.merge.tensor_file import TensorFile
 
 DOWN, UP = ".down.weight", ".up.weight"
+# More than this no file of Fisher information can hold, and no power of one makes of it.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class FisherSource(Protocol):
@@ -39,7 +41,10 @@ class _Raised:
 
     def read(self, name: str, start: int, out_I: Float32Array) -> None:
         self.file.read(name, start, out_I)
-        out_I[:] = np.power(out_I, self.power, dtype=np.float64)
+        # A client says how large its information is: with a power above 1 it could be endless otherwise.
+        with np.errstate(over="ignore"):
+            raised_I = np.power(out_I, self.power, dtype=np.float64)
+        np.minimum(raised_I, LARGEST, out=out_I, casting="same_kind")
 
 
 @dataclass(frozen=True, kw_only=True)

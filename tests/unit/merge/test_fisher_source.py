@@ -56,3 +56,13 @@ def test_no_information_stays_none(tmp_path: Path) -> None:
     save_file({name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}, tmp_path / "fisher")
     found = fisher_source(open_tensor_file(tmp_path / "fisher"), FisherWeighting(by_rank=True, power=0.5))
     assert not whole(found, "image.up.weight", 4).any()
+
+
+@pytest.mark.parametrize("power", [2.0, 40.0])
+@pytest.mark.parametrize("by_rank", [False, True])
+def test_a_power_of_huge_information_stays_finite(tmp_path: Path, power: float, by_rank: bool) -> None:
+    huge = {name: np.full(shape, 1e30, np.float32) for name, shape in SHAPES.items()}
+    save_file(huge, tmp_path / "fisher")
+    found = fisher_source(open_tensor_file(tmp_path / "fisher"), FisherWeighting(power=power, by_rank=by_rank))
+    assert np.isfinite(whole(found, "image.up.weight", 4)).all()
+    assert (whole(found, "image.up.weight", 4) > 0).all()
