@@ -10,7 +10,16 @@ from fednano.costs.ledger import Workload, compute, held, paper_accounting, traf
 from fednano.costs.shapes import SHAPES
 
 SHAPE = "llava-1.5-7b"
-WORK = Workload(rank=64, batch_size=8, text_tokens=64, answer_tokens=4, local_steps=100, rounds=10, wire_bytes=2)
+WORK = Workload(
+    rank=64,
+    batch_size=8,
+    text_tokens=64,
+    answer_tokens=4,
+    local_steps=100,
+    rounds=10,
+    wire_bytes=2,
+    fisher_examples=800,
+)
 KINDS = ("adapters", "fisher", "gram", "activations", "gradients")
 SOCKETS = ("server", "aggregator")
 
@@ -37,7 +46,8 @@ def _paper_lines() -> list[str]:
         ("client's work, a step", f"{spent.client_step / 1e9:,.2f} GFLOP"),
         ("client's encoder, an example, once", f"{spent.client_encoder / 1e9:,.2f} GFLOP"),
         ("server's work, a step", f"{spent.server_step / 1e9:,.2f} GFLOP"),
-        ("server passes, a round", f"{spent.server_passes_per_round:,}"),
+        ("server's work, Fisher information of a round", f"{spent.server_fisher_round / 1e9:,.2f} GFLOP"),
+        ("server passes, a round's training", f"{spent.server_passes_per_round:,}"),
     ]
     return lines + markdown_table(("", "value"), counted)
 

@@ -22,6 +22,10 @@ from fednano.costs.shapes import SHAPES, ModelShape
 from fednano.errors import SettingsInvalid
 
 ROWS = tuple[str, str]
+FisherExamples = Annotated[
+    int | None,
+    typer.Option(min=0, help="Examples of a round's Fisher pass; fednano_ef has none: 0. (those of its steps)"),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +41,7 @@ def params(
     local_steps: Annotated[int, typer.Option(min=1, help="Steps of a client in a round.")] = 100,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of a run.")] = 10,
     wire_bytes: Annotated[int, typer.Option(min=1, max=4, help="Bytes of an element on the wire.")] = 2,
+    fisher_examples: FisherExamples = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to stdout.")] = False,
 ) -> None:
     """Counts parameters, bytes and FLOPs as the paper does, and whole, from the model's shape alone."""
@@ -48,6 +53,7 @@ def params(
         local_steps=local_steps,
         rounds=rounds,
         wire_bytes=wire_bytes,
+        fisher_examples=batch_size * local_steps if fisher_examples is None else fisher_examples,
     )
     shape = or_exit(lambda: _shape(preset), interrupted="stopped")
     paper, parts = paper_accounting(shape, rank), held(shape, rank)
@@ -89,7 +95,8 @@ def _show(output: Output, paper: PaperAccounting, parts: Held, moved: Traffic, s
         ("client, a step", f"{spent.client_step / 1e9:,.2f} GFLOP"),
         ("client's encoder, an example, once", f"{spent.client_encoder / 1e9:,.2f} GFLOP"),
         ("server, a step", f"{spent.server_step / 1e9:,.2f} GFLOP"),
-        ("server passes, a round", f"{spent.server_passes_per_round:,}"),
+        ("server, Fisher information of a round", f"{spent.server_fisher_round / 1e9:,.2f} GFLOP"),
+        ("server passes, a round's training", f"{spent.server_passes_per_round:,}"),
     ]
     sections: list[tuple[str, list[ROWS]]] = [
         ("as the paper counts", counted),

@@ -11,7 +11,8 @@ FLOAT32_BYTES = 4
 class Workload:
     """One client's training. ``text_tokens`` counts question and answer of an example, ``answer_tokens`` the answer's.
 
-    ``wire_bytes`` is the size of an element of activations and gradients.
+    ``wire_bytes`` is the size of an element of activations and gradients. ``fisher_examples``: over how many examples a
+    pass of its own estimates Fisher information in each round, 0 where there is none, as with FedNano-EF.
     """
 
     rank: int
@@ -21,6 +22,7 @@ class Workload:
     local_steps: int
     rounds: int
     wire_bytes: int
+    fisher_examples: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class Traffic:
     step_up: int
     step_down: int
     round_steps: int
+    round_fisher_pass: int
     round_adapter_down: int
     round_adapter_up: int
     round_fisher_up: int
@@ -67,12 +70,14 @@ class Compute:
     """FLOPs of one client's step: two for each parameter and token, attention's products left out.
 
     ``client_encoder`` is spent once an example, for its outputs are kept. The frozen layers' backward pass computes no
-    gradients of weights, so that it costs as much as the forward pass. Passes are the server's.
+    gradients of weights, so that it costs as much as the forward pass. Passes are the server's, those of training;
+    ``server_fisher_round`` is what the estimate of Fisher information adds to a round.
     """
 
     client_step: int
     client_encoder: int
     server_step: int
+    server_fisher_round: int
     server_passes_per_round: int
 
 
@@ -101,32 +106,34 @@ def held(shape: ModelShape, rank: int) -> Held:
 
 def traffic(shape: ModelShape, work: Workload) -> Traffic:
     """Up: the inputs, and the gradient at the answers; down: the outputs at the answers, and the inputs' gradient."""
-    inputs = work.batch_size * _tokens(shape, work) * shape.language.hidden_size * work.wire_bytes
-    outputs = work.batch_size * work.answer_tokens * shape.language.hidden_size * work.wire_bytes
+    one_way = (_tokens(shape, work) + work.answer_tokens) * shape.language.hidden_size * work.wire_bytes
     adapter = shape.adapter_count(work.rank) * FLOAT32_BYTES
-    steps = work.local_steps * 2 * (inputs + outputs)
+    steps = work.local_steps * work.batch_size * 2 * one_way
+    fisher_pass = work.fisher_examples * 2 * one_way
     return Traffic(
-        step_up=inputs + outputs,
-        step_down=inputs + outputs,
+        step_up=work.batch_size * one_way,
+        step_down=work.batch_size * one_way,
         round_steps=steps,
+        round_fisher_pass=fisher_pass,
         round_adapter_down=adapter,
         round_adapter_up=adapter,
         round_fisher_up=adapter,
-        run=work.rounds * (steps + 3 * adapter),
+        run=work.rounds * (steps + fisher_pass + 3 * adapter),
     )
 
 
 def compute(shape: ModelShape, work: Workload) -> Compute:
     tokens = work.batch_size * _tokens(shape, work)
     head = shape.language.token_embedding_count
-    answers = work.batch_size * work.answer_tokens
+    server_example = 4 * (_tokens(shape, work) * shape.language.layers_count + work.answer_tokens * head)
     # Each token passes one modality's adapter, half of them all, forward and twice backward.
     adapters = 6 * tokens * shape.adapter_count(work.rank) // 2
     images = work.batch_size * shape.vision.image_token_count
     return Compute(
         client_step=adapters,
         client_encoder=2 * images * (shape.vision.parameter_count + shape.connector_count) // work.batch_size,
-        server_step=4 * (tokens * shape.language.layers_count + answers * head),
+        server_step=work.batch_size * server_example,
+        server_fisher_round=work.fisher_examples * server_example,
         server_passes_per_round=2 * work.local_steps,
     )
 

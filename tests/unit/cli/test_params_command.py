@@ -17,8 +17,17 @@ def test_the_paper_s_accounting_is_printed_as_json() -> None:
 def test_tables_name_every_part() -> None:
     result = runner.invoke(app, ["params"])
     assert result.exit_code == 0
-    for words in ("304.55 M = 4.30 %", "token embedding", "round fisher up", "server passes"):
+    for words in ("304.55 M = 4.30 %", "token embedding", "round fisher up", "round fisher pass", "server passes"):
         assert words in result.stdout
+
+
+def test_the_fisher_pass_is_over_the_examples_of_the_steps_unless_said_otherwise() -> None:
+    def moved(*flags: str) -> dict[str, int]:
+        found = runner.invoke(app, ["params", "--local-steps", "7", "--batch-size", "3", "--json", *flags])
+        return dict(json.loads(found.stdout)["bytes"])
+
+    assert moved()["round_fisher_pass"] == moved()["round_steps"] > 0
+    assert moved("--fisher-examples", "0")["round_fisher_pass"] == 0
 
 
 def test_an_unknown_preset_names_those_there_are() -> None:
