@@ -16,6 +16,8 @@ from fednano.v1 import run_pb2
 # The live area shows the newest rounds; all of them are lines elsewhere and in `round list`.
 SHOWN_ROUNDS = 12
 SHOWN_CLIENTS = 30
+# Of more clients than this, a line about Fisher information has the smallest and the largest mass alone.
+SHOWN_MASSES = 10
 BAR_WIDTH = 30
 
 
@@ -145,13 +147,22 @@ def fisher_words(turn: run_pb2.Round) -> str:
     """How far a Fisher merge was from a mean, and how far its weights can be trusted; empty where there is none."""
     if "fisher/effective_clients" not in turn.metrics:
         return ""
-    masses = [part.metrics["fisher/share"] for part in turn.participants if "fisher/share" in part.metrics]
     effective = turn.metrics["fisher/effective_clients"]
     words_ = f"Fisher: {effective:.1f} of {turn.update_count} clients decide a parameter"
-    if masses:
-        words_ += f", mass {min(masses):.0%} to {max(masses):.0%} a client"
     reliability = figure(turn.metrics, "fisher/reliability", ".2f")
-    return f"{words_}, reliability {reliability}"
+    return f"{words_}{_mass_words(turn)}, reliability {reliability}"
+
+
+def _mass_words(turn: run_pb2.Round) -> str:
+    """Each client's part of the Fisher mass."""
+    masses = {
+        last(part.client): part.metrics["fisher/share"] for part in turn.participants if "fisher/share" in part.metrics
+    }
+    if not masses:
+        return ""
+    if len(masses) > SHOWN_MASSES:
+        return f", mass {min(masses.values()):.0%} to {max(masses.values()):.0%} a client"
+    return ", mass " + " ".join(f"{client} {mass:.0%}" for client, mass in masses.items())
 
 
 def round_cells(turn: run_pb2.Round) -> tuple[str, str, str, str, str, str]:

@@ -2,9 +2,10 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
-from fednano.cli.view import RunView
+from fednano.cli.view import RunView, round_line
 from fednano.v1 import run_pb2
 
 
@@ -19,6 +20,23 @@ def test_away_from_a_terminal_each_finished_round_is_one_line() -> None:
         turn.metrics.update({"train/loss": 0.5, "test/accuracy": 0.75, "bytes/fisher": 1e6, "bytes/adapters": 2e6})
         view.apply(run_pb2.Event(sequence=2, round=turn))
     assert out.getvalue() == "round 2 succeeded: 5 updates, loss 0.500, accuracy 75.0%, 3.0 MB\n"
+
+
+@pytest.mark.parametrize(("count", "masses"), [(2, "client-1 25% client-2 75%"), (11, "0% to 75% a client")])
+def test_a_round_of_a_fisher_merge_tells_who_has_its_mass_and_how_far_to_trust_it(count: int, masses: str) -> None:
+    shares = [0.25, 0.75, *[0.0] * (count - 2)]
+    turn = run_pb2.Round(
+        number=2,
+        state=run_pb2.Round.STATE_SUCCEEDED,
+        update_count=count,
+        metrics={"fisher/effective_clients": 1.6, "fisher/reliability": 0.875},
+        participants=[
+            run_pb2.Participant(client=f"runs/demo/clients/client-{number}", metrics={"fisher/share": share})
+            for number, share in enumerate(shares, start=1)
+        ],
+    )
+    words = f"Fisher: 1.6 of {count} clients decide a parameter, mass {masses}, reliability 0.88"
+    assert round_line(turn).endswith(f"; {words}")
 
 
 def test_on_a_terminal_the_newest_round_shows_its_clients() -> None:
