@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -136,13 +136,21 @@ def operator_command(
 
         # The common options come last in --help.
         shown = [field for parameter in [*parameters[1:], parameters[0]] for field in _options(parameter)]
-        call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-        call.__doc__ = work.__doc__
-        app.command(name, epilog=EXIT_WORDS)(call)
+        app.command(name, epilog=EXIT_WORDS)(_with_options(call, shown, work.__doc__))
         return work
 
     return register
+
+
+def flat_command(app: typer.Typer, work: Callable[..., None]) -> None:
+    """Makes a function a command, by its name. A parameter that is a dataclass stands for an option for each field."""
+    parameters = list(inspect.signature(work, eval_str=True).parameters.values())
+
+    def call(**values: Any) -> None:
+        work(*(_argument(parameter, values) for parameter in parameters))
+
+    shown = [field for parameter in parameters for field in _options(parameter)]
+    app.command(work.__name__, epilog=EXIT_WORDS)(_with_options(call, shown, work.__doc__))
 
 
 def check_address(address: str, flag: str) -> None:
@@ -150,6 +158,16 @@ def check_address(address: str, flag: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise SettingsInvalid(f"{flag}: {address!r} is no host:port, such as 127.0.0.1:7000")
+
+
+def _with_options(
+    call: Callable[..., None], shown: Sequence[inspect.Parameter], words: str | None
+) -> Callable[..., None]:
+    """``call`` as Typer is to see it."""
+    call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    call.__doc__ = words
+    return call
 
 
 def _options(parameter: inspect.Parameter) -> list[inspect.Parameter]:

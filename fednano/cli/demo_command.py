@@ -8,7 +8,9 @@ import typer
 from rich.console import Console
 from typer import Option
 
-from fednano.cli.exits import EXIT_WORDS, or_exit
+from fednano.cli.commands import flat_command
+from fednano.cli.exits import or_exit
+from fednano.cli.method_flags import MethodFlags
 from fednano.cli.options import DemoMethod, DemoOptions, WireEncoding
 from fednano.cli.presets import PRESETS
 
@@ -35,10 +37,11 @@ Encoding = Annotated[WireEncoding, Option(help="How tensors travel to the LLM se
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EXIT_WORDS)(demo)
+    flat_command(app, demo)
 
 
 def demo(
+    method_flags: MethodFlags,
     preset: Preset = PresetName.NANO,
     clients: Clients = None,
     rounds: Annotated[int, Option(min=1, max=1000, help="Rounds of training.")] = 10,
@@ -70,6 +73,7 @@ def demo(
         preset=preset.value,
         model=model or preset.value,
         wire_encoding=wire_encoding,
+        method_flags=method_flags,
         fresh=fresh,
     )
     or_exit(lambda: _demo(options, as_json), interrupted="stopped; the same command continues the run")

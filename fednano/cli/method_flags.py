@@ -1,4 +1,4 @@
-"""Flags of `run create` for what a run's method can be told: the proximal term, Fisher information, the refits."""
+"""Flags of `run create` and `demo` for what a method can be told: proximal term, Fisher information, refits."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -91,6 +91,9 @@ class MethodFlags:
     ] = None
 
 
+NO_METHOD_FLAGS = MethodFlags()
+
+
 def set_method_settings(config: run_pb2.RunConfig, flags: MethodFlags) -> None:
     """The aggregator judges what comes of it."""
     if flags.proximal_mu is not None:
@@ -110,6 +113,8 @@ def set_method_settings(config: run_pb2.RunConfig, flags: MethodFlags) -> None:
 def is_literal(config: run_pb2.RunConfig) -> bool:
     """Whether the merge is the paper's Eq. 1 to the letter: no normalization, power, floor, cap or average."""
     fisher = config.fisher
+    if fisher.kind == Fisher.KIND_ONES:
+        return False
     changes = (fisher.floor, fisher.moving_average, fisher.power not in (0.0, 1.0))
     return fisher.normalization == Fisher.NORMALIZATION_NONE and fisher.max_share == 1 and not any(changes)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from google.protobuf import duration_pb2
 
+from fednano.cli.method_flags import NO_METHOD_FLAGS, MethodFlags, set_method_settings
 from fednano.cli.presets import DEFAULT, PRESETS, DemoPreset
 from fednano.v1 import run_pb2, split_service_pb2
 
@@ -63,6 +64,8 @@ class DemoOptions:
     minimum_share: float = 0.3
     model: str = "nano"
     wire_encoding: WireEncoding = WireEncoding.RAW
+    # What the method is told besides its defaults.
+    method_flags: MethodFlags = NO_METHOD_FLAGS
     fresh: bool = False
 
     @property
@@ -95,9 +98,12 @@ def request_id(options: DemoOptions) -> str:
 
 
 def run_config(options: DemoOptions, model: split_service_pb2.Model) -> run_pb2.RunConfig:
-    """The run that the demo creates: all clients train in every round, with the settings that validation chose."""
+    """The run that the demo creates: all clients train in every round, with the settings that validation chose.
+
+    What the user told the method counts for more.
+    """
     process_count = len(options.example_folders)
-    return run_pb2.RunConfig(
+    config = run_pb2.RunConfig(
         model_digest=model.digest,
         round_count=options.rounds,
         clients_per_round=process_count,
@@ -116,3 +122,5 @@ def run_config(options: DemoOptions, model: split_service_pb2.Model) -> run_pb2.
         fisher=run_pb2.FisherConfig(normalization=run_pb2.FisherConfig.NORMALIZATION_L2, floor=1.0),
         evaluate=run_pb2.EvaluateConfig(max_new_tokens=options.defaults.max_new_tokens),
     )
+    set_method_settings(config, options.method_flags)
+    return config

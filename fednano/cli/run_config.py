@@ -9,14 +9,13 @@ from typing import Annotated
 from google.protobuf import duration_pb2, json_format
 from typer import Option
 
-from fednano.cli.method_flags import MethodFlags, MethodName, set_method_settings
+from fednano.cli.method_flags import NO_METHOD_FLAGS, MethodFlags, MethodName, set_method_settings
 from fednano.errors import SettingsInvalid
 from fednano.v1 import run_pb2
 
 DEFAULT_CLIENTS = 2
 DEFAULT_ROUNDS = 10
 DEFAULT_TIMEOUT_S = 600
-NO_METHOD_FLAGS = MethodFlags()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from fednano.cli.app import app
 from fednano.cli.options import DemoOptions, run_config
 from fednano.cli.presets import PRESETS, server_flags
 from fednano.v1 import split_service_pb2
+from fednano.v1.run_pb2 import FisherConfig as Fisher
 
 
 @pytest.fixture
@@ -44,6 +45,18 @@ def test_what_is_said_counts_for_more_than_the_preset(asked: list[DemoOptions]) 
     invoke("--preset", "smol", "--clients", "3", "--train-examples", "30", "--model", "elsewhere/smol")
     (options,) = asked
     assert (options.model, options.clients, options.train_examples) == ("elsewhere/smol", 3, 30)
+
+
+def test_what_the_method_is_told_reaches_the_run_and_nothing_else_changes(asked: list[DemoOptions]) -> None:
+    model = split_service_pb2.Model(digest="ab" * 32, hidden_size=128)
+    invoke()
+    invoke("--fisher-normalization", "none", "--fisher-floor", "0", "--fisher-max-share", "1", "--fisher-at", "start")
+    plain, told = (run_config(options, model) for options in asked)
+    assert (plain.fisher.normalization, plain.fisher.floor) == (Fisher.NORMALIZATION_L2, 1.0)
+    assert told.fisher == Fisher(normalization=Fisher.NORMALIZATION_NONE, max_share=1.0, at=Fisher.POINT_START)
+    told.fisher.CopyFrom(plain.fisher)
+    assert told == plain
+    assert asked[0].fingerprint != asked[1].fingerprint
 
 
 def test_a_server_of_a_models_folder_gets_no_presets_flags() -> None:
