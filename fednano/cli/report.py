@@ -8,7 +8,7 @@ from statistics import fmean
 
 from rich.table import Column, Table
 
-from fednano.cli.method_flags import is_literal
+from fednano.cli.fisher_settings import FisherSettings, fisher_settings, fisher_words
 from fednano.cli.options import DemoMethod
 from fednano.cli.socket_meter import SocketBytes
 from fednano.errors import PartFailed
@@ -71,19 +71,6 @@ class Ledger:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FisherSettings:
-    """How Fisher information was weighed; of no effect but with fednano and fednano_ef.
-
-    ``literal`` is Eq. 1 of the paper, with nothing added.
-    """
-
-    normalization: str
-    floor: float
-    max_examples: int
-    literal: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelName:
     """The language model that served all clients."""
 
@@ -125,8 +112,7 @@ class FinishedRun:
 
 def make_report(finished: FinishedRun, *, split: str = "test") -> Report:
     """The report of a run whose round 0 and last round were evaluated, on ``split``, by all clients."""
-    config, fisher = finished.run.config, finished.run.config.fisher
-    normalization = run_pb2.FisherConfig.Normalization.Name(fisher.normalization)
+    config = finished.run.config
     return Report(
         accuracy=accuracy_of(finished.rounds, split),
         rounds=config.round_count,
@@ -137,12 +123,7 @@ def make_report(finished: FinishedRun, *, split: str = "test") -> Report:
         parameters=parameters_of(finished.clients),
         bytes=wire_bytes_of(finished.rounds),
         ledger=ledger_of(finished),
-        fisher=FisherSettings(
-            normalization=normalization.removeprefix("NORMALIZATION_").lower(),
-            floor=fisher.floor,
-            max_examples=fisher.max_examples,
-            literal=is_literal(config),
-        ),
+        fisher=fisher_settings(config),
         learning_rate=config.train.learning_rate,
         adapter_sha256=max(finished.rounds, key=lambda turn: turn.number).merged_adapter_sha256,
         model=ModelName(name=finished.model.name, digest=finished.model.digest),
@@ -210,8 +191,7 @@ def accuracy_rows(report: Report) -> list[tuple[str, str, str, str]]:
 
 def figure_rows(report: Report) -> list[tuple[str, str]]:
     """Everything else that a reader wants to know, in words."""
-    adapted = f"{report.fisher.normalization} normalization, floor {report.fisher.floor:g}"
-    fisher = "Eq. 1 to the letter" if report.fisher.literal else adapted
+    fisher = fisher_words(report.fisher, report.method)
     merges_by_fisher = report.method in (DemoMethod.FEDNANO, DemoMethod.FEDNANO_EF)
     return [
         ("method", report.method + (f" ({fisher})" if merges_by_fisher else "")),

@@ -63,7 +63,10 @@ def test_the_report_has_the_figures_of_the_rounds() -> None:
         "socket": {"server": {"up": 4, "down": 3}, "aggregator": {"up": 2, "down": 1}},
     }
     assert report["parameters"] == {"edge": 900, "adapter": 80}
-    assert report["fisher"] == {"normalization": "l2", "floor": 0.25, "max_examples": 0, "literal": False}
+    assert report["fisher"] == {
+        "normalization": "l2", "floor": 0.25, "max_examples": 0, "literal": False, "at": "end", "kind": "empirical",
+        "power": 1.0, "max_share": 0.0, "moving_average": 0.0,
+    }  # fmt: skip
     plain = ("rounds", "clients", "method", "seed", "seconds", "learning_rate", "adapter_sha256")
     assert [report[key] for key in plain] == [1, 2, "fednano", 3, 12.3, 8e-3, "1" * 64]
 
