@@ -9,11 +9,21 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fednano.data.example import Example
-from fednano.data.json_file import first_fault, read_object, to_json, wrong
+from fednano.data.json_file import (
+    OFFICIAL_SPLITS,
+    ProblemSplit,
+    check_pid,
+    check_splits,
+    first_fault,
+    read_object,
+    to_json,
+    wrong,
+)
 from fednano.errors import ExamplesInvalid
 from fednano.prompt import LETTERS
 
 FILL_IN_BLANK, CHOOSE_TXT, CHOOSE_IMG = TASKS = ("fill_in_blank", "choose_txt", "choose_img")
+TASK_SPLITS = tuple(f"{task}_{split}" for task in TASKS for split in OFFICIAL_SPLITS)
 PROBLEMS_FILE, SPLITS_FILE, SKILLS_FILE = "problems.json", "pid_splits.json", "pid2skills.json"
 
 
@@ -25,7 +35,7 @@ class Problem(BaseModel):
     question: str
     answer: int | str
     ques_type: str
-    split: str
+    split: ProblemSplit
     choices: list[str] = []
     hint: str | None = None
     unit: str | None = None
@@ -65,12 +75,14 @@ class IconQaFolder:
 
 
 def open_iconqa(folder: Path) -> IconQaFolder:
-    return IconQaFolder(
+    opened = IconQaFolder(
         path=folder,
         problems=read_object(folder / PROBLEMS_FILE),
         pid_splits=read_object(folder / SPLITS_FILE),
         skills=read_object(folder / SKILLS_FILE),
     )
+    check_splits(folder / SPLITS_FILE, opened.pid_splits, TASK_SPLITS)
+    return opened
 
 
 def read_iconqa(opened: IconQaFolder, split: str, tasks: Sequence[str] | None = None) -> list[Example]:
@@ -107,6 +119,7 @@ def _problem(opened: IconQaFolder, pid: str, task: str) -> Problem:
     path = opened.path / PROBLEMS_FILE
     if pid not in opened.problems:
         raise wrong(path, pid, "the whole record", f"is missing, though {SPLITS_FILE} names it")
+    check_pid(path, pid)
     try:
         problem = Problem.model_validate(opened.problems[pid])
     except ValidationError as error:

@@ -1,13 +1,17 @@
 """Reading the JSON objects that data sets are published as."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from fednano.errors import ExamplesInvalid
+
+# Where a problem's pictures lie, and the splits that are made of these.
+ProblemSplit = Literal["train", "val", "test"]
+OFFICIAL_SPLITS = ("train", "val", "test", "trainval", "minitrain", "minival", "minitest")
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
@@ -15,11 +19,24 @@ def read_object(path: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        message = f"{path} cannot be read as JSON ({error}): give the folder that has {path.name} in it"
-        raise ExamplesInvalid(message, file=str(path)) from error
+        raise ExamplesInvalid(f"{path} cannot be read as JSON ({error})", file=str(path)) from error
     if not isinstance(value, dict):
         raise ExamplesInvalid(f"{path} holds no object with names as keys", file=str(path))
     return value
+
+
+def check_splits(path: Path, found: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ExamplesInvalid for a list of problems by another name: nobody would ever read it."""
+    for name in found:
+        if name not in known:
+            message = f"{path}: {name} is no split: it must be one of {', '.join(known)}"
+            raise ExamplesInvalid(message, file=str(path), split=name)
+
+
+def check_pid(path: Path, pid: str) -> None:
+    """Raises ExamplesInvalid for a pid that names no folder of its own."""
+    if not pid or Path(pid).name != pid:
+        raise wrong(path, pid, "pid", "must be the name of a folder")
 
 
 def wrong(path: Path, pid: str, field: str, fault: str) -> ExamplesInvalid:

@@ -65,6 +65,9 @@ def _lines(split: str, files: list[Path], folder: Path) -> Iterator[dict[str, An
 
 
 def _line(split: str, number: int, row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    for field in NEEDED:
+        if row[field] is None:
+            raise ExamplesInvalid(f"row {number} of {split}: {field} is missing", field=field)
     choices, answer = list(row.get("choices") or []), row["answer"]
     if isinstance(answer, int) and choices:
         if not 0 <= answer < len(choices):

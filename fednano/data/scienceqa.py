@@ -9,7 +9,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fednano.data.example import Example
-from fednano.data.json_file import first_fault, read_object, to_json, wrong
+from fednano.data.json_file import (
+    OFFICIAL_SPLITS,
+    ProblemSplit,
+    check_pid,
+    check_splits,
+    first_fault,
+    read_object,
+    to_json,
+    wrong,
+)
 from fednano.errors import ExamplesInvalid
 from fednano.prompt import LETTERS
 
@@ -30,7 +39,7 @@ class Problem(BaseModel):
     grade: str
     subject: Subject
     topic: str
-    split: str
+    split: ProblemSplit
 
     @property
     def grade_number(self) -> int:
@@ -63,9 +72,11 @@ class ScienceQaFolder:
 
 
 def open_scienceqa(folder: Path) -> ScienceQaFolder:
-    return ScienceQaFolder(
+    opened = ScienceQaFolder(
         path=folder, problems=read_object(folder / PROBLEMS_FILE), pid_splits=read_object(folder / SPLITS_FILE)
     )
+    check_splits(folder / SPLITS_FILE, opened.pid_splits, OFFICIAL_SPLITS)
+    return opened
 
 
 def read_problems(opened: ScienceQaFolder, split: str) -> dict[str, Problem]:
@@ -82,6 +93,7 @@ def _problem(opened: ScienceQaFolder, pid: str) -> Problem:
     path = opened.path / PROBLEMS_FILE
     if pid not in opened.problems:
         raise wrong(path, pid, "the whole record", f"is missing, though {SPLITS_FILE} names it")
+    check_pid(path, pid)
     try:
         problem = Problem.model_validate(opened.problems[pid])
     except ValidationError as error:

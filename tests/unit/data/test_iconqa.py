@@ -66,6 +66,7 @@ def test_a_picture_of_a_choice_lies_in_the_problem_s_own_folder(tmp_path: Path) 
         ({**CHOSEN, "answer": "b"}, "answer"),
         ({**CHOSEN, "choices": "ab"}, "choices"),
         ({**FREE, "question": None}, "question"),
+        ({**FREE, "split": "dev"}, "split"),
         ({name: value for name, value in FREE.items() if name != "question"}, "question"),
     ],
 )
@@ -86,6 +87,18 @@ def test_a_pid_without_a_record_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, {"7": FREE})
     (folder / "problems.json").write_text("{}")
     assert fault_of(folder).facts["pid"] == "7"
+
+
+@pytest.mark.parametrize("name", ["choose_imgs_train", "choose_img_dev", "train"])
+def test_a_list_of_no_known_task_and_split_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write_folder(tmp_path, {"7": FREE})
+    (folder / "pid_splits.json").write_text(json.dumps({"fill_in_blank_train": ["7"], name: []}))
+    assert fault_of(folder).facts == {"file": str(folder / "pid_splits.json"), "split": name}
+
+
+def test_a_pid_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, {"7": FREE, "../8": FREE})
+    assert fault_of(folder).facts["field"] == "pid"
 
 
 def test_a_missing_image_is_refused(tmp_path: Path) -> None:

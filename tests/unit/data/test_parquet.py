@@ -59,3 +59,9 @@ def test_an_index_beyond_the_choices_names_the_row(tmp_path: Path) -> None:
     source = write(tmp_path / "train.parquet", question=["Which?"], choices=[["one"]], answer=[1])
     with pytest.raises(ExamplesInvalid, match="row 1 of train: answer"):
         import_from(source, tmp_path / "out")
+
+
+def test_a_row_without_an_answer_is_named(tmp_path: Path) -> None:
+    source = write(tmp_path / "train.parquet", question=["Which?", "What?"], answer=["one", None])
+    with pytest.raises(ExamplesInvalid, match="row 2 of train: answer is missing"):
+        import_from(source, tmp_path / "out")

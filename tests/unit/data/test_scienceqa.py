@@ -52,6 +52,8 @@ def test_an_image_that_is_not_there_is_named_or_its_example_left_out(tmp_path: P
         ({"image": "../image.png"}, "image"),
         ({"grade": "grade13"}, "grade"),
         ({"subject": "magic"}, "subject"),
+        ({"split": "dev"}, "split"),
+        ({"split": "../train"}, "split"),
         ({"choices": "ab"}, "choices"),
     ],
 )
@@ -64,6 +66,22 @@ def test_a_wrong_field_is_named_with_its_problem(tmp_path: Path, fields: dict[st
 def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ExamplesInvalid, match="no split test: it has train"):
         load_examples(write_folder(tmp_path), "test")
+
+
+def test_a_list_of_no_known_split_is_refused_for_nobody_would_read_it(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    (folder / "pid_splits.json").write_text(json.dumps({"train": ["5"], "tset": ["5"]}))
+    with pytest.raises(ExamplesInvalid, match="tset is no split: it must be one of train, val, test,") as caught:
+        open_folder(folder)
+    assert caught.value.facts == {"file": str(folder / "pid_splits.json"), "split": "tset"}
+
+
+def test_a_pid_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "problems.json").write_text(json.dumps({"../5": {**RECORD, "image": "image.png"}}))
+    (tmp_path / "pid_splits.json").write_text(json.dumps({"train": ["../5"]}))
+    with pytest.raises(ExamplesInvalid) as caught:
+        open_folder(tmp_path).read("train")
+    assert caught.value.facts["field"] == "pid"
 
 
 @needs_real_files
