@@ -7,7 +7,7 @@ from random import Random
 
 from experiments.cells import Cell
 from fednano.data.client_folders import write_client_folders
-from fednano.data.folder import open_folder
+from fednano.data.folder import open_folder, require_splits
 from fednano.data.icon_federation import write_icon_federation
 from fednano.data.iconqa import PROBLEMS_FILE
 from fednano.errors import SettingsInvalid
@@ -44,8 +44,10 @@ def make_examples(cell: Cell, folder: Path) -> Path:
 def _split_own(cell: Cell, out: Path) -> None:
     if cell.noisy_clients:
         raise SettingsInvalid("noisy clients are made of generated icons alone: leave --examples out")
+    folder = open_folder(Path(cell.examples))
+    require_splits(folder, ("train", cell.split))
     write_client_folders(
-        open_folder(Path(cell.examples)),
+        folder,
         out,
         client_count=cell.clients,
         alpha=cell.alpha,

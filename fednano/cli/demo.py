@@ -28,8 +28,9 @@ from fednano.cli.processes import Processes
 from fednano.cli.report import FinishedRun, Report, make_report, to_json, to_markdown
 from fednano.cli.view import RunView
 from fednano.data.client_folders import write_client_folders
-from fednano.data.folder import open_folder
+from fednano.data.folder import ExampleFolder, open_folder, require_splits
 from fednano.data.icon_federation import write_icon_federation
+from fednano.data.jsonl import EXAMPLES_FILE, JsonlFolder, with_test_split
 from fednano.errors import PartFailed
 from fednano.rpc.channels import open_channel
 from fednano.v1 import run_pb2, run_service_pb2, split_service_pb2
@@ -69,9 +70,10 @@ def _write_examples(options: DemoOptions, view: RunView) -> None:
     """One folder for each client: of generated icons, or of the user's own examples."""
     folder = options.out / "examples"
     if options.examples is not None:
+        own = _own_examples(options.examples, options.clients, view)
         view.say(f"splitting {options.examples} over {options.clients} clients: {folder}")
         write_client_folders(
-            open_folder(options.examples),
+            own,
             folder,
             client_count=options.clients,
             alpha=options.alpha,
@@ -90,6 +92,17 @@ def _write_examples(options: DemoOptions, view: RunView) -> None:
         val_count=options.defaults.val_examples,
         test_count=options.defaults.test_examples,
     )
+
+
+def _own_examples(path: Path, client_count: int, view: RunView) -> ExampleFolder:
+    """The user's folder, with examples to measure on: where no line says which, some are kept apart."""
+    folder = open_folder(path)
+    if isinstance(folder, JsonlFolder) and "test" not in folder.splits:
+        folder = with_test_split(folder, least=client_count)
+        words = f"{len(folder.read('test'))} of {len(folder.lines)} are kept apart, for accuracy alone"
+        view.say(f"no line of {path / EXAMPLES_FILE} is of the split test: {words}")
+    require_splits(folder, ("train", "test"))
+    return folder
 
 
 def _clear(out: Path) -> None:

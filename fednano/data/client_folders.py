@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fednano.data.example import Example
-from fednano.data.folder import ExampleFolder, load_examples, main_splits
+from fednano.data.folder import ExampleFolder, examples_of, main_splits
 from fednano.data.partition import partition_by_topic
 from fednano.errors import ExamplesInvalid
 
@@ -37,8 +37,7 @@ def write_client_folders(
     if out.exists():
         raise ExamplesInvalid(f"{out} exists already: remove it or write elsewhere", folder=str(out))
     examples = {
-        split: load_examples(folder.path, split, allow_missing_images=allow_missing_images)
-        for split in main_splits(folder)
+        split: examples_of(folder, split, allow_missing_images=allow_missing_images) for split in main_splits(folder)
     }
     parts = partition_by_topic(
         {split: [example.topic for example in each] for split, each in examples.items()},

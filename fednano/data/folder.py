@@ -45,21 +45,35 @@ def open_folder(folder: Path) -> ExampleFolder:
 
 
 def load_examples(folder: Path, split: str, *, allow_missing_images: bool = False) -> list[Example]:
+    """A split's examples whose images are all there; see ``examples_of``."""
+    return examples_of(open_folder(folder), split, allow_missing_images=allow_missing_images)
+
+
+def examples_of(folder: ExampleFolder, split: str, *, allow_missing_images: bool = False) -> list[Example]:
     """A split's examples whose images are all there.
 
     Raises ExamplesInvalid where one is missing, unless those examples may be left out.
     """
-    examples = open_folder(folder).read(split)
+    examples = folder.read(split)
     lacking = [example for example in examples if missing_images(example)]
     if lacking and not allow_missing_images:
         first = lacking[0]
         message = (
-            f"{folder}: {len(lacking)} of {len(examples)} {split} examples lack an image, the first is {first.pid}:"
-            f" {missing_images(first)[0]} is no file"
+            f"{folder.path}: {len(lacking)} of {len(examples)} {split} examples lack an image,"
+            f" the first is {first.pid}: {missing_images(first)[0]} is no file"
         )
-        raise ExamplesInvalid(message, file=str(folder), pid=first.pid, field="image")
+        raise ExamplesInvalid(message, file=str(folder.path), pid=first.pid, field="image")
     left_out = {example.pid for example in lacking}
     return [example for example in examples if example.pid not in left_out]
+
+
+def require_splits(folder: ExampleFolder, needed: Sequence[str]) -> None:
+    """Raises ExamplesInvalid where one of them has no example."""
+    for split in needed:
+        if split not in folder.splits:
+            has = ", ".join(folder.splits) or "none"
+            message = f"{folder.path} has no example of the split {split}, which clients need: it has {has}"
+            raise ExamplesInvalid(message, file=str(folder.path), split=split)
 
 
 def missing_images(example: Example) -> Sequence[Path]:

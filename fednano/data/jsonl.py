@@ -7,6 +7,7 @@
 ``image`` may be null, or a list of pictures. Lines that are empty are passed over.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,8 @@ from fednano.errors import ExamplesInvalid
 
 EXAMPLES_FILE = "examples.jsonl"
 SPLITS = ("train", "val", "test")
+# One of so many examples is kept for the split test where no line says which.
+TEST_PART = 5
 
 
 class Line(BaseModel):
@@ -69,10 +72,25 @@ def open_jsonl(folder: Path) -> JsonlFolder:
     return JsonlFolder(path=folder, lines=tuple(_lines(folder / EXAMPLES_FILE)))
 
 
+def with_test_split(folder: JsonlFolder, *, least: int = 1) -> JsonlFolder:
+    """The folder with a fifth of its examples, ``least`` or more but no more than half, as its split test.
+
+    Which ones is decided by their ids alone: neither their order nor their number moves one that stays. A folder that
+    has a split test already must not be given.
+    """
+    assert "test" not in folder.splits
+    count = min(max(len(folder.lines) // TEST_PART, least), len(folder.lines) // 2)
+    ids = sorted((line.id for line in folder.lines), key=lambda each: hashlib.sha256(each.encode()).digest())
+    chosen = set(ids[:count])
+    lines = (line.model_copy(update={"split": "test"}) if line.id in chosen else line for line in folder.lines)
+    return JsonlFolder(path=folder.path, lines=tuple(lines))
+
+
 def _lines(path: Path) -> Iterator[Line]:
     seen: dict[str, int] = {}
     try:
-        content = path.read_text(encoding="utf-8")
+        # With or without the mark that some editors write first.
+        content = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise ExamplesInvalid(f"{path} cannot be read as UTF-8 text ({error})", file=str(path)) from error
     # Not splitlines(): a text may hold the line separators of Unicode.
