@@ -46,6 +46,7 @@ def partition(
 
     def work() -> None:
         # Here, for the other commands do not need what it imports.
+        from fednano.cli.heat_map import write_heat_map
         from fednano.data.client_folders import write_client_folders
         from fednano.data.folder import open_folder
 
@@ -58,6 +59,7 @@ def partition(
             minimum_share=minimum_share,
             allow_missing_images=allow_missing_images,
         )
+        write_heat_map(out / "topics.png", made)
         _show_clients(made, out, Output(as_json=as_json))
 
     or_exit(work, interrupted=STOPPED)
@@ -80,6 +82,42 @@ def take_in(
         Output(as_json=as_json).facts({"out": str(out), "examples": counts}, [("folder", str(out)), *rows])
 
     or_exit(work, interrupted=STOPPED)
+
+
+@app.command(epilog=EXIT_WORDS)
+def score(
+    folder: Folder,
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help='JSON file with a text by id: {"1": "B", ...}.')
+    ],
+    split: Annotated[str, typer.Option(help="The split that the predictions are of.")] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """Scores predictions by the rules of the folder's set, with the breakdowns that its authors publish."""
+    or_exit(lambda: _score(folder, predictions, split, Output(as_json=as_json)), interrupted="stopped")
+
+
+def _score(folder: Path, file: Path, split: str, output: Output) -> None:
+    # Here, for the other commands do not need what it imports.
+    from fednano.data.folder import open_folder
+    from fednano.data.json_file import read_object
+    from fednano.data.official_scores import folder_scores
+
+    opened, predictions = open_folder(folder), read_object(file)
+    for pid, text in predictions.items():
+        if not isinstance(text, str):
+            raise ExamplesInvalid(f"{file}: the prediction of {pid} must be a text", file=str(file), pid=pid)
+    known = {example.pid for example in opened.read(split)}
+    scores = folder_scores(opened, split, predictions)
+    counts = {"withoutPrediction": len(known - set(predictions)), "ofNoProblem": len(set(predictions) - known)}
+    found = {name: {**asdict(one), "accuracy": one.accuracy} for name, one in scores.items()}
+    rows = [("without a prediction, and so wrong", f"{counts['withoutPrediction']:,}")]
+    rows += [("predictions of no problem", f"{counts['ofNoProblem']:,}")]
+    output.facts({"split": split, **counts, "scores": found}, rows)
+    if not output.as_json:
+        typer.echo()
+        cells = [(name, f"{one.correct:,}", f"{one.count:,}", f"{one.accuracy:.2%}") for name, one in scores.items()]
+        output.table(("", "right", "of", "accuracy"), cells)
 
 
 def _check(folder: Path, allow_missing_images: bool, output: Output) -> None:
@@ -120,10 +158,6 @@ _ROWS = (("examples", "examples"), ("images", "images"), ("missing images", "mis
 
 
 def _show_clients(clients: "Sequence[ClientFolder]", out: Path, output: Output) -> None:
-    # Here, for the other commands do not need what it imports.
-    from fednano.cli.heat_map import write_heat_map
-
-    write_heat_map(out / "topics.png", clients)
     if output.as_json:
         facts = [{**asdict(client), "path": str(client.path)} for client in clients]
         output.facts({"out": str(out), "clients": facts}, [])

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from fednano.data.example import Example
-from fednano.data.scienceqa import Problem
+from fednano.data.folder import ExampleFolder
+from fednano.data.iconqa import IconQaFolder
+from fednano.data.scienceqa import Problem, ScienceQaFolder, read_problems
 from fednano.data.scoring import LETTERS, is_right, letter_of
 
 UPPER_GRADE = 7
@@ -64,6 +66,24 @@ def iconqa_scores(examples: Iterable[Example], predictions: Mapping[str, str]) -
     for skill in sorted({skill for each in listed for skill in each.skills}):
         scores[f"skill {skill}"] = _score(right[each.pid] for each in listed if skill in each.skills)
     return _present(scores)
+
+
+def own_scores(examples: Iterable[Example], predictions: Mapping[str, str]) -> dict[str, Score]:
+    """Scores over all of a user's own examples and by topic. An example without a prediction is wrong."""
+    listed = list(examples)
+    right = {each.pid: each.pid in predictions and is_right(predictions[each.pid], each) for each in listed}
+    scores = {"all": _score(right.values())}
+    for topic in sorted({each.topic for each in listed if each.topic}):
+        scores[f"topic {topic}"] = _score(right[each.pid] for each in listed if each.topic == topic)
+    return _present(scores)
+
+
+def folder_scores(folder: ExampleFolder, split: str, predictions: Mapping[str, str]) -> dict[str, Score]:
+    """The scores that belong to the folder's layout."""
+    if isinstance(folder, ScienceQaFolder):
+        return scienceqa_scores(read_problems(folder, split), predictions)
+    scores_of = iconqa_scores if isinstance(folder, IconQaFolder) else own_scores
+    return scores_of(folder.read(split), predictions)
 
 
 def _chose(problem: Problem, prediction: str) -> bool:

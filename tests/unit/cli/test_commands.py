@@ -16,7 +16,7 @@ CONNECTION = {"--aggregator", "--insecure", "--token-file", "--tls-ca", "--tls-c
 # They start services of their own, or need none but the one they name.
 WITHOUT_AGGREGATOR = {
     *("demo", "ask", "params", "audit verify", "client doctor", "client enroll", "experiment", "examples make"),
-    *(f"data {name}" for name in ("import", "partition", "check")),
+    *(f"data {name}" for name in ("import", "partition", "check", "score")),
     *(f"certs {name}" for name in ("init", "issue", "revoke", "show")),
     *("model split", "model convert-minigpt4", "model fetch"),
 }

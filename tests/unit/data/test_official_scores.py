@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fednano.data.folder import open_folder
-from fednano.data.official_scores import iconqa_scores, scienceqa_scores
+from fednano.data.official_scores import folder_scores, iconqa_scores, scienceqa_scores
 from fednano.data.scienceqa import Problem, open_scienceqa, read_problems
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -98,3 +99,20 @@ def test_the_real_iconqa_test_split_is_scored_by_task_in_total_and_by_each_skill
 def test_a_problem_of_iconqa_without_a_prediction_is_wrong() -> None:
     examples = open_folder(ICONQA).read("test")
     assert iconqa_scores(examples, {})["all"].correct == 0
+
+
+def test_own_examples_are_scored_over_all_and_by_topic(tmp_path: Path) -> None:
+    lines = [
+        {"id": str(number), "image": None, "question": "?", "answer": "yes", "topic": topic, "split": "test"}
+        for number, topic in enumerate(("a", "a", "b", ""))
+    ]
+    (tmp_path / "examples.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    scores = folder_scores(open_folder(tmp_path), "test", {"0": "yes", "1": "Yes", "3": "yes", "9": "yes"})
+    counts = {name: (score.correct, score.count) for name, score in scores.items()}
+    assert counts == {"all": (2, 4), "topic a": (1, 2), "topic b": (0, 1)}
+
+
+@needs_real_files
+def test_a_folder_is_scored_by_the_rules_of_its_set() -> None:
+    assert {"IMG prompts", "NAT", "G1-6"} <= set(folder_scores(open_folder(SCIENCEQA), "test", {}) | {"IMG prompts": 0})
+    assert {"choose_img", "skill counting"} <= set(folder_scores(open_folder(ICONQA), "test", {}))
