@@ -10,6 +10,7 @@ import torch
 
 from fednano.data.census import take_census
 from fednano.data.folder import load_examples, open_folder
+from fednano.host_memory import free_memory_bytes
 from fednano.model.manifest import check_files, read_manifest
 from fednano.model.parts import EdgeParts, load_edge, resolve_model
 from fednano.model.placement import choose_device, choose_encoder_type
@@ -25,11 +26,6 @@ GIB = 1 << 30
 # Of the process itself: torch, gRPC and what a step holds.
 BASE_BYTES = GIB // 2
 LEAST_FREE_BYTES = GIB // 4
-# Where a container's limit and what it has taken of it stand: cgroup version 2, then 1.
-LIMITS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
 
 
 def check_device(settings: ClientSettings) -> list[Row]:
@@ -55,7 +51,7 @@ def load_model(settings: ClientSettings, parts: list[EdgeParts]) -> list[Row]:
 
 def check_memory(settings: ClientSettings, parts: EdgeParts | None) -> list[Row]:
     """What is free, against what this client may take."""
-    free_bytes = _free_memory_bytes()
+    free_bytes = free_memory_bytes()
     if parts is None or free_bytes is None:
         return [warn("memory", "not known", "look at it yourself")]
     pieces = (parts.vision_encoder, parts.connector, parts.token_embedding, *([parts.head] if parts.head else []))
@@ -158,22 +154,6 @@ def _is_revoked(settings: ClientSettings, serial: int) -> bool:
     if settings.tls_crl is None or settings.tls_ca is None:
         return False
     return RevocationList(settings.tls_crl, settings.tls_ca).has(serial)
-
-
-def _free_memory_bytes() -> int | None:
-    """Of the machine, or of what this container is let have. None where the system does not say."""
-    found = [_available_bytes()]
-    for limit, used in LIMITS:
-        if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdecimal():
-            found.append(int(text) - int(used.read_text()))
-    known = [one for one in found if one is not None]
-    return min(known) if known else None
-
-
-def _available_bytes() -> int | None:
-    path = Path("/proc/meminfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _gib(size_bytes: int) -> str:

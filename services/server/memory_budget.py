@@ -1,9 +1,8 @@
 """How much memory there is to give, where the operator did not say."""
 
-from pathlib import Path
-
 import torch
 
+from fednano.host_memory import free_memory_bytes
 from fednano.model.language import LanguageModel
 
 # Of what is free once the model is loaded: the rest is for the pass that runs, for frames under way, for others. The C
@@ -12,9 +11,6 @@ HOST_GRAPHS_SHARE = 0.4
 DEVICE_GRAPHS_SHARE = 0.5
 INPUTS_SHARE = 0.125
 PACKED_SHARE = 0.5
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP_MAX = Path("/sys/fs/cgroup/memory.max")
-_CGROUP_CURRENT = Path("/sys/fs/cgroup/memory.current")
 # Where a system tells nothing of its memory.
 _CAUTIOUS_BYTES = 1 << 30
 # Tensors as wide as the hidden size that a usual layer keeps of a row, the wider ones counted by their width.
@@ -50,23 +46,6 @@ def guessed_layer_row_bytes(model: LanguageModel) -> int:
 
 
 def free_host_bytes() -> int:
-    """The least of what the machine and this process's control group have left."""
-    bounds = [_machine_bytes(), _cgroup_bytes()]
-    return min((bound for bound in bounds if bound is not None), default=_CAUTIOUS_BYTES)
-
-
-def _machine_bytes() -> int | None:
-    if not _MEMINFO.is_file():
-        return None
-    for line in _MEMINFO.read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) * 1024
-    return None
-
-
-def _cgroup_bytes() -> int | None:
-    if not (_CGROUP_MAX.is_file() and _CGROUP_CURRENT.is_file()):
-        return None
-    limit = _CGROUP_MAX.read_text().strip()
-    return max(int(limit) - int(_CGROUP_CURRENT.read_text()), 0) if limit.isdecimal() else None
+    """The least of what the machine and this process's container have left, or a careful guess."""
+    free_bytes = free_memory_bytes()
+    return _CAUTIOUS_BYTES if free_bytes is None else free_bytes
