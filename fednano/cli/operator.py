@@ -87,6 +87,22 @@ class Operator:
         stub: EnrollmentServiceAsyncStub = EnrollmentServiceStub(self.channel)
         return await self._call("CreateJoinToken", lambda: stub.CreateJoinToken(request, timeout=CALL_TIMEOUT_S))
 
+    async def join_tokens(self) -> list[enrollment_service_pb2.JoinToken]:
+        """All tokens that were ever made, oldest first."""
+        stub: EnrollmentServiceAsyncStub = EnrollmentServiceStub(self.channel)
+
+        def fetch(token: str) -> Awaitable[enrollment_service_pb2.ListJoinTokensResponse]:
+            request = enrollment_service_pb2.ListJoinTokensRequest(page_size=PAGE_SIZE, page_token=token)
+            return stub.ListJoinTokens(request, timeout=CALL_TIMEOUT_S)
+
+        return [token async for page in self._pages("ListJoinTokens", fetch) for token in page.join_tokens]
+
+    async def revoke_join_token(self, token_id: str) -> enrollment_service_pb2.JoinToken:
+        stub: EnrollmentServiceAsyncStub = EnrollmentServiceStub(self.channel)
+        request = enrollment_service_pb2.RevokeJoinTokenRequest(token_id=token_id)
+        answer = await self._call("RevokeJoinToken", lambda: stub.RevokeJoinToken(request, timeout=CALL_TIMEOUT_S))
+        return answer.join_token
+
     async def runs(self, limit: int) -> list[run_pb2.Run]:
         """The newest runs, at most ``limit``, newest first."""
 

@@ -11,13 +11,16 @@ from fednano.cli.commands import Command, check_address, operator_command
 from fednano.cli.enroll import Enrolling, enroll
 from fednano.cli.exits import EXIT_WORDS, or_exit
 from fednano.cli.names import run_name
-from fednano.cli.output import Output, when
+from fednano.cli.output import Output, when, words
+from fednano.cli.secret_file import read_secret
 from fednano.errors import SettingsInvalid
-from fednano.security.join_token import JoinToken
+from fednano.security.join_token import PREFIX, JoinToken, token_id
 from fednano.v1 import enrollment_service_pb2 as pb
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-token_app = typer.Typer(no_args_is_help=True, help="Make tokens by which clients enrol.", epilog=EXIT_WORDS)
+token_app = typer.Typer(
+    no_args_is_help=True, help="Make, list and withdraw tokens by which clients enrol.", epilog=EXIT_WORDS
+)
 
 
 @operator_command(token_app, "create")
@@ -33,8 +36,53 @@ async def token_create(
     )
     async with command.operator() as operator:
         created = await operator.create_join_token(request)
-    rows = [("token", created.token), ("good until (UTC)", when(created.expire_time))]
+    rows = [
+        ("token", created.token),
+        ("id", created.token_id or "-"),
+        ("good until (UTC)", when(created.expire_time)),
+    ]
     command.output.message(created, rows)
+
+
+@operator_command(token_app, "list")
+async def token_list(command: Command) -> None:
+    """Lists the tokens that were made, oldest first, and what became of them; never a token itself."""
+    async with command.operator() as operator:
+        found = await operator.join_tokens()
+    header = ("id", "state", "client", "run", "made (UTC)", "good until (UTC)", "used (UTC)")
+    rows = [
+        (
+            token.id,
+            _state(token),
+            token.client_id or "-",
+            token.run or "-",
+            when(token.create_time),
+            when(token.expire_time),
+            when(token.use_time),
+        )
+        for token in found
+    ]
+    command.output.listing(pb.ListJoinTokensResponse(join_tokens=found), header, rows)
+
+
+@operator_command(token_app, "revoke")
+async def token_revoke(
+    command: Command,
+    name: Annotated[str, typer.Argument(metavar="ID", help="The id that `token list` shows.")],
+) -> None:
+    """Withdraws a token that nobody has used yet. Of a used one revoke the certificate: `fednano certs revoke`."""
+    # Who has the whole token at hand gives that: it does not leave this machine.
+    known_as = token_id(JoinToken.parse(name).sha256) if name.startswith(PREFIX) else name
+    async with command.operator() as operator:
+        revoked = await operator.revoke_join_token(known_as)
+    rows = [
+        ("id", revoked.id),
+        ("state", _state(revoked)),
+        ("client", revoked.client_id or "-"),
+        ("run", revoked.run or "-"),
+        ("revoked (UTC)", when(revoked.revoke_time)),
+    ]
+    command.output.message(revoked, rows)
 
 
 def register(app: typer.Typer) -> None:
@@ -59,9 +107,8 @@ def client_enroll(
         check_address(aggregator, "--aggregator")
         if bool(token) == bool(token_file):
             raise SettingsInvalid("give either --token, better by FEDNANO_JOIN_TOKEN, or --token-file")
-        words = token_file.read_text() if token_file else token
         asked = Enrolling(
-            token=JoinToken.parse(words),
+            token=JoinToken.parse(read_secret(token_file, "--token-file") if token_file else token),
             aggregator=aggregator,
             client_id=client_id,
             out=out,
@@ -83,3 +130,7 @@ def parse_ttl_s(text: str) -> int:
     if not number.isdecimal() or unit not in SECONDS or not int(number):
         raise SettingsInvalid(f"--ttl: {text!r} is no duration, such as 30m, 12h or 7d")
     return int(number) * SECONDS[unit]
+
+
+def _state(token: pb.JoinToken) -> str:
+    return words(pb.JoinToken.State.Name(token.state))

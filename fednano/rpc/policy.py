@@ -66,6 +66,8 @@ POLICY: Mapping[str, Rule] = MappingProxyType(
         "/fednano.v1.RunService/WatchEvents": _READ,
         "/fednano.v1.RunService/ExportAdapter": _OPERATE,
         "/fednano.v1.EnrollmentService/CreateJoinToken": _OPERATE,
+        "/fednano.v1.EnrollmentService/ListJoinTokens": Rule(roles=_OPERATE.roles),
+        "/fednano.v1.EnrollmentService/RevokeJoinToken": _OPERATE,
         "/fednano.v1.EnrollmentService/GetAuthority": Rule(roles=_EVERYONE),
         "/fednano.v1.EnrollmentService/Enroll": Rule(roles=_EVERYONE, is_audited=True),
         "/fednano.v1.SplitService/GetModel": Rule(roles=_CLIENT | _PEOPLE),

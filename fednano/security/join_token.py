@@ -17,6 +17,8 @@ from fednano.errors import SettingsInvalid
 PREFIX = "fednano-join-1."
 SECRET_BYTES = 24
 DIGEST_BYTES = 32
+# Of its digest in hexadecimal: what a token is called by.
+ID_LETTERS = 16
 LETTERS = 4 * (SECRET_BYTES + DIGEST_BYTES + 2) // 3
 
 
@@ -57,6 +59,15 @@ class JoinToken:
 def token_sha256(text: str) -> str:
     """No salt: the secret has 192 random bits."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def token_id(sha256: str) -> str:
+    """What a token of that digest is called by; nobody can make a token of it."""
+    return sha256[:ID_LETTERS]
+
+
+def is_token_id(text: str) -> bool:
+    return re.fullmatch(rf"[0-9a-f]{{{ID_LETTERS}}}", text) is not None
 
 
 def fingerprint(certificate: x509.Certificate) -> bytes:

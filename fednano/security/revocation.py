@@ -77,7 +77,8 @@ def _parse(
         raise SettingsInvalid(f"{flag}: {path} holds a revocation list that is damaged") from None
     if not any(_has_signed(authority, crl) for authority in authorities):
         raise SettingsInvalid(
-            f"{flag}: the list in {path} is not signed by the CA that --tls-ca names: give the ca.crl beside its ca.crt"
+            f"{flag}: the list in {path} is not signed by the CA that --tls-ca names: give the ca.crl beside its"
+            " ca.crt, and for an intermediate's list its ca.crt in --tls-ca too"
         )
     return crl
 

@@ -17,8 +17,10 @@ from fednano.security.authority import Authority, issued, open_authority
 from fednano.security.certificates import Subject, requested_key
 from fednano.security.files import certificate_pem, parse_certificates, read_bytes
 from fednano.security.identity import Role, identity_of
-from fednano.security.join_token import JoinToken, fingerprint, token_sha256
+from fednano.security.join_token import JoinToken, fingerprint, is_token_id, token_sha256
 from fednano.telemetry import get_logger
+from fednano.v1 import enrollment_service_pb2 as pb
+from services.aggregator.pages import Page
 from services.aggregator.settings import AggregatorSettings
 from services.aggregator.store.database import Store
 from services.aggregator.store.join_tokens import (
@@ -26,6 +28,9 @@ from services.aggregator.store.join_tokens import (
     find_token,
     insert_token,
     is_client_known,
+    list_tokens,
+    named_token,
+    revoke_token,
     use_token,
 )
 
@@ -65,12 +70,41 @@ class Enrollment:
             check_id(client, "client_id")
         ttl_s = ttl_s or DEFAULT_TTL_S
         if not 0 < ttl_s <= LONGEST_TTL_S:
-            raise FieldInvalid(f"ttl must be more than 0 and at most {LONGEST_TTL_S:g} s, not {ttl_s:g} s", field="ttl")
+            most = f"{LONGEST_TTL_S / 86400:g} days"
+            raise FieldInvalid(f"ttl must be more than 0 and at most {most}, not {ttl_s / 86400:g} days", field="ttl")
         token, now_s = JoinToken.new(fingerprint(self._trusted[0])), time.time()
-        row = JoinTokenRow(sha256=token.sha256, run=run, client=client, expire_time_s=now_s + ttl_s)
+        row = JoinTokenRow(
+            sha256=token.sha256, run=run, client=client, create_time_s=now_s, expire_time_s=now_s + ttl_s
+        )
         with self._store.transaction() as connection:
-            insert_token(connection, row, create_time_s=now_s)
+            insert_token(connection, row)
         return token, row.expire_time_s
+
+    def tokens(self, wanted: Page) -> tuple[list[pb.JoinToken], str]:
+        """A page of what is known of all tokens, oldest first, and the next one's token. Raises FieldInvalid."""
+        now_s = time.time()
+        with self._store.transaction() as connection:
+            found = list_tokens(connection, after=wanted.token, limit=wanted.size + 1)
+        return wanted.cut([row.shown(now_s) for row in found], lambda token: token.id)
+
+    def revoke_token(self, name: str) -> pb.JoinToken:
+        """The token of that id, good for nothing any more. Raises FieldInvalid, ResourceNotFound, or JoinTokenRefused
+        where it has enrolled somebody."""
+        if not is_token_id(name):
+            # Not repeated: it may be the secret itself.
+            raise FieldInvalid("token_id must be an id that `fednano client token list` shows", field="token_id")
+        now_s = time.time()
+        with self._store.transaction() as connection:
+            row = named_token(connection, name)
+            if row.key_sha256:
+                message = (
+                    f"the join token {name} was used already, for {row.client}: `fednano certs revoke DIR client"
+                    f" {row.client}` takes back what it gave"
+                )
+                raise JoinTokenRefused(message, fault="used")
+            if row.state(now_s) == pb.JoinToken.STATE_UNUSED:
+                revoke_token(connection, row.sha256, now_s)
+            return named_token(connection, name).shown(now_s)
 
     def enroll(self, token: str, client: str, request_pem: str) -> Enrolled:
         """Raises JoinTokenRefused, FieldInvalid, or AlreadyExists where the client's id is another one's already."""
@@ -82,7 +116,7 @@ class Enrollment:
             row = _usable_token(connection, token, key_sha256, now_s)
             if row.key_sha256:
                 return Enrolled(client=row.client, run=row.run, certificate_chain=row.certificate_chain)
-            chosen = self._choose_id(connection, row, client)
+            chosen = self._choose_id(connection, row, client, now_s)
             chain = self._sign(request, chosen)
             use_token(
                 connection,
@@ -95,14 +129,14 @@ class Enrollment:
         log.info("client_enrolled", client=chosen)
         return Enrolled(client=chosen, run=row.run, certificate_chain=chain)
 
-    def _choose_id(self, connection: Connection, row: JoinTokenRow, client: str) -> str:
+    def _choose_id(self, connection: Connection, row: JoinTokenRow, client: str, now_s: float) -> str:
         """A token without a name never makes anybody into a client that is there already."""
         if row.client:
             if client not in ("", row.client):
                 raise FieldInvalid(f"client_id: the token is for {row.client}, not for {client}", field="client_id")
             return row.client
         chosen = check_id(client, "client_id")
-        if is_client_known(connection, chosen) or chosen in _issued_ids(self._authority.folder):
+        if is_client_known(connection, chosen, now_s) or chosen in _issued_ids(self._authority.folder):
             raise AlreadyExists(
                 f"there is a client {chosen} already: take another id, or ask for a token with --id {chosen}",
                 name=chosen,
@@ -110,10 +144,11 @@ class Enrollment:
         return chosen
 
     def _sign(self, request: bytes, client: str) -> bytes:
-        """The client's certificate and, where that is none of the trusted ones, the authority's own."""
+        """The client's certificate and, where the authority is an intermediate, that one's: not every service need
+        know it."""
         certificate = self._authority.sign_request(request, Subject(role=Role.CLIENT, id=client), self._days)
         own = self._authority.certificate
-        return certificate if own in self._trusted else certificate + certificate_pem(own)
+        return certificate if own.issuer == own.subject else certificate + certificate_pem(own)
 
 
 def open_enrollment(store: Store, settings: AggregatorSettings) -> Enrollment | None:
@@ -146,7 +181,10 @@ def _usable_token(connection: Connection, token: str, key_sha256: str, now_s: fl
     if row.key_sha256 and row.key_sha256 != key_sha256:
         message = f"the join token was used already, for {row.client}: ask for a new one, and look into who used this"
         raise JoinTokenRefused(message, fault="used")
-    if not row.key_sha256 and now_s >= row.expire_time_s:
+    state = row.state(now_s)
+    if state == pb.JoinToken.STATE_REVOKED:
+        raise JoinTokenRefused("the join token was withdrawn by an operator: ask for a new one", fault="revoked")
+    if state == pb.JoinToken.STATE_EXPIRED:
         raise JoinTokenRefused("the join token has expired: ask for a new one", fault="expired")
     return row
 

@@ -148,8 +148,9 @@ JOIN_TOKENS = Table(
     Column("client", NAME, nullable=False, default=""),
     Column("create_time_s", Float, nullable=False),
     Column("expire_time_s", Float, nullable=False),
-    # Once it was used: when, for which public key, and what was given for it.
+    # Once it was used: when, for which public key, and what was given for it. Or when it was withdrawn.
     Column("use_time_s", Float),
+    Column("revoke_time_s", Float),
     Column("key_sha256", String, nullable=False, default=""),
     Column("certificate_chain", LargeBinary, nullable=False, default=b""),
 )

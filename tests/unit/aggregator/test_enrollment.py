@@ -15,11 +15,12 @@ from cryptography.x509.verification import PolicyBuilder
 from cryptography.x509.verification import Store as TrustStore
 
 from fednano.errors import FieldInvalid, JoinTokenRefused, SettingsInvalid
-from fednano.security.authority import create_authority
+from fednano.security.authority import create_authority, open_authority
 from fednano.security.certificates import Subject, new_key, new_request
 from fednano.security.files import certificate_pem, key_pem
 from fednano.security.identity import Role, identity_of
 from fednano.security.join_token import JoinToken, fingerprint
+from fednano.security.revocation import RevocationList
 from services.aggregator.enrollment import Enrollment, open_enrollment
 from services.aggregator.settings import AggregatorSettings
 from services.aggregator.store.database import Store
@@ -87,6 +88,25 @@ def test_an_intermediate_signs_and_goes_along(store: Store, tmp_path: Path) -> N
     given = settings(tmp_path / "ca", tls_ca=trusted, enroll_authority=tmp_path / "between")
     leaf, between = x509.load_pem_x509_certificates(enroll(opened(store, given)))
     PolicyBuilder().store(TrustStore([root])).build_client_verifier().verify(leaf, [between])
+
+
+def test_what_an_intermediate_signed_is_revoked_by_its_own_list(store: Store, tmp_path: Path) -> None:
+    """As docs/security.md says it is done: its ca.crt beside the root's on every service."""
+    root, root_key = root_authority()
+    intermediate(tmp_path / "between", root_key)
+    between = open_authority(tmp_path / "between")
+    (tmp_path / "root.crt").write_bytes(certificate_pem(root))
+    trusted = tmp_path / "trusted.crt"
+    trusted.write_bytes(certificate_pem(root, between.certificate))
+    given = settings(tmp_path / "ca", tls_ca=trusted, enroll_authority=tmp_path / "between")
+    # A service that has the root alone still sees the whole chain.
+    leaf, along = x509.load_pem_x509_certificates(enroll(opened(store, given)))
+    assert along == between.certificate
+    (serial,) = between.revoke(Role.CLIENT, "box")
+    assert RevocationList(tmp_path / "between/ca.crl", trusted).has(leaf.serial_number)
+    assert serial == leaf.serial_number
+    with pytest.raises(SettingsInvalid, match=r"for an intermediate's list its ca\.crt"):
+        RevocationList(tmp_path / "between/ca.crl", tmp_path / "root.crt")
 
 
 def test_an_authority_that_nobody_trusts_is_refused_at_the_start(store: Store, tmp_path: Path) -> None:
