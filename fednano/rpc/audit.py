@@ -32,7 +32,8 @@ MAX_LETTERS = 200
 class Entry:
     """``what`` is "asked" before an operator's call is carried out, then "done" or "failed"; or "refused".
 
-    ``outcome`` is the contract's reason. ``resource`` are names alone, never what was sent.
+    ``outcome`` is the contract's reason. ``resource`` are names alone, never what was sent. ``left_out`` are refusals
+    of the same caller, before this one, that came too fast to be written down each.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Entry:
     address: str
     resource: Mapping[str, str]
     outcome: str = ""
+    left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,10 @@ def verify(path: Path, kept_sha256: str = "") -> Head:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             line = raw.removesuffix(b"\n")
-            sequence, previous = _sequence(line), _previous(line)
+            try:
+                sequence, previous = _sequence(line), _previous(line)
+            except AuditBroken as fault:
+                raise AuditBroken(f"line {number} is {fault.message}", line=str(number)) from None
             if line == raw:
                 raise AuditBroken(f"line {number} has no end: it was cut off", line=str(number))
             if sequence != number:

@@ -29,13 +29,24 @@ from fednano.rpc.callers import BearerVerifier, Caller, Context, certified_calle
 from fednano.rpc.limits import DEFAULT_LIMITS, CallLimits, PeerLimits, TooManyCalls
 from fednano.rpc.policy import ANYONE, rule_of
 from fednano.rpc.status import reason_name
-from fednano.security.identity import peer_identity
+from fednano.security.identity import Role, peer_identity
 from fednano.security.watch import CertificateWatch
 
 # Refusals of a caller, not of what it asks: the audit log has them, whatever the method.
 REFUSALS = (Unauthenticated, RoleDenied, NotTheClient, JoinTokenRefused, ClientEvicted, MessageTooLarge)
-# The fields by which requests name what they are about.
-RESOURCE_FIELDS = ("name", "parent", "run", "run_id", "round", "client", "client_id", "header.round", "header.client")
+# The fields by which requests, and answers, name what they are about.
+RESOURCE_FIELDS = (
+    "name",
+    "parent",
+    "run",
+    "run_id",
+    "round",
+    "client",
+    "client_id",
+    "token_id",
+    "header.round",
+    "header.client",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +76,14 @@ def gate_terms(settings: ServiceSettings, bearer: BearerVerifier | None = None) 
 class Passage:
     """One call on its way through. It reads what the caller sends, and checks that too."""
 
-    def __init__(self, method: str, address: str, audit: AuditLog | None) -> None:
+    def __init__(self, method: str, address: str, audit: AuditLog | None, limits: PeerLimits) -> None:
         self.caller = Caller(role=ANYONE, id="", address=address)
         self.method = method
         self.rule = rule_of(method)
         # Whether the caller may act for every client.
         self.is_trusted = False
         self._audit = audit
+        self._limits = limits
         self._resource: dict[str, str] = {}
         self._has_begun = False
 
@@ -90,18 +102,30 @@ class Passage:
         if self.rule.own and not self.is_trusted:
             _check_own(request, self.rule.own, self.caller)
         if not self._has_begun and self.rule.is_audited:
+            if self.caller.role != Role.OPERATOR and not self.is_trusted:
+                self._limits.take_note(self.caller.key)
             await self._note("asked")
         self._has_begun = True
         return request
 
+    def note_answer(self, answer: Any) -> None:
+        """Keeps the names that only the service knew, such as whom a token has enrolled."""
+        if self.rule.is_audited:
+            self._resource |= _resource(answer)
+
     async def end(self, error: WireError | None) -> None:
         """Keeps what became of the call, where the audit log is to have it."""
-        if isinstance(error, REFUSALS) or (isinstance(error, TooManyCalls) and error.is_first):
+        is_refusal = isinstance(error, REFUSALS)
+        if self.rule.is_audited and self._has_begun:
+            await self._note("done" if error is None else "refused" if is_refusal else "failed", error)
+        elif is_refusal:
+            left_out = self._limits.note_refusal(self.caller.key)
+            if left_out is not None:
+                await self._note("refused", error, left_out)
+        elif isinstance(error, TooManyCalls) and error.is_first:
             await self._note("refused", error)
-        elif self.rule.is_audited and self._has_begun:
-            await self._note("done" if error is None else "failed", error)
 
-    async def _note(self, what: str, error: WireError | None = None) -> None:
+    async def _note(self, what: str, error: WireError | None = None, left_out: int = 0) -> None:
         if self._audit is None:
             return
         entry = Entry(
@@ -114,6 +138,7 @@ class Passage:
             address=self.caller.address,
             resource=self._resource,
             outcome="" if error is None else reason_name(type(error)),
+            left_out=left_out,
         )
         await asyncio.to_thread(self._audit.append, entry)
 
@@ -129,7 +154,7 @@ class Gate:
     @asynccontextmanager
     async def passing(self, method: str, context: Context) -> AsyncIterator[Passage]:
         """The call's passage while the block runs. Raises Unauthenticated, RoleDenied, ServerBusy."""
-        passage = Passage(method, context.peer(), self._terms.audit)
+        passage = Passage(method, context.peer(), self._terms.audit, self._limits)
         outcome: WireError | None = InternalFault("the call broke off")
         try:
             async with self._admitted(passage, context):
@@ -178,11 +203,18 @@ def _check_role(passage: Passage) -> None:
     if caller.role in passage.rule.roles:
         return
     if caller.role == ANYONE:
-        message = f"{method} needs a certificate, or a bearer token on the address for operators"
+        # The address where certificates are asked for lets nobody come so far without one.
+        message = (
+            f"{method} needs a bearer token here, where nobody is asked for a certificate: give one, or call the"
+            " address of --listen with a certificate"
+        )
         raise Unauthenticated(message, fault="missing")
     allowed = " or ".join(sorted(passage.rule.roles)) or "nobody"
     raise RoleDenied(
-        f"{caller.id} is {caller.role}, but {method} is for {allowed}", role=caller.role, id=caller.id, method=method
+        f"{caller.id} is {caller.role}, but {method} is for {allowed}: call with a certificate or token of that role",
+        role=caller.role,
+        id=caller.id,
+        method=method,
     )
 
 
@@ -203,7 +235,7 @@ def _check_own(request: Message, path: str, caller: Caller) -> None:
 
 
 def _resource(request: Message) -> dict[str, str]:
-    """Whatever names are in a request."""
+    """Whatever names are in a request or an answer."""
     found = {path: _field(request, path) for path in RESOURCE_FIELDS}
     return {path: text for path, text in found.items() if text}
 

@@ -128,7 +128,9 @@ def _unary(
         with metrics.call(method) as outcome:
             try:
                 async with gate.passing(method, context) as passage:
-                    return await inner(await reader.read(received, passage), context)
+                    answer = await inner(await reader.read(received, passage), context)
+                    passage.note_answer(answer)
+                    return answer
             except Exception as error:
                 await reader.linger(received, error)
                 await _refuse(error, context, method, outcome)

@@ -15,6 +15,10 @@ MAX_PEERS = 10_000
 
 # A peer that goes on too fast is told of in the audit log once in a while.
 NOTE_INTERVAL_S = 60.0
+# Lines of the audit log that one peer may cause by being refused, in an instant and over time: strangers must not fill
+# its disk.
+NOTE_BURST = 60.0
+NOTES_PER_S = 1 / 6
 
 
 class TooManyCalls(ServerBusy):
@@ -43,6 +47,10 @@ class _Peer:
     time_s: float
     open: int = 0
     noted_s: float = -inf
+    # Lines that it may still cause, as of a time, and how many refusals had none since the last that had.
+    notes: float = NOTE_BURST
+    notes_s: float = -inf
+    left_out: int = 0
 
 
 class PeerLimits:
@@ -74,6 +82,30 @@ class PeerLimits:
             yield
         finally:
             peer.open -= 1
+
+    def note_refusal(self, key: str) -> int | None:
+        """Whether this refusal of the peer is to be written down: None where not, else how many before it were not."""
+        peer = self._peer(key)
+        if not self._has_note(peer):
+            peer.left_out += 1
+            return None
+        left_out, peer.left_out = peer.left_out, 0
+        return left_out
+
+    def take_note(self, key: str) -> None:
+        """Takes a line for what the peer asks and the audit log must have. Raises TooManyCalls."""
+        peer = self._peer(key)
+        if not self._has_note(peer):
+            raise self._refusal(f"{key} asks for this too often: call again later", peer, 1 / NOTES_PER_S)
+
+    def _has_note(self, peer: _Peer) -> bool:
+        now_s = self._clock()
+        peer.notes = min(NOTE_BURST, peer.notes + (now_s - peer.notes_s) * NOTES_PER_S)
+        peer.notes_s = now_s
+        if peer.notes < 1:
+            return False
+        peer.notes -= 1
+        return True
 
     def _refusal(self, message: str, peer: _Peer, retry_after_s: float) -> TooManyCalls:
         refusal, now_s = TooManyCalls(message, retry_after_s=retry_after_s), self._clock()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -46,6 +47,30 @@ def test_two_commands_make_a_client_that_may_call(federation: SecureFederation, 
     assert stat.S_IMODE((tmp_path / "box/tls.key").stat().st_mode) == 0o600
     assert join(federation, tmp_path / "box", "box-1") == "RESOURCE_NOT_FOUND"
     assert join(federation, tmp_path / "box", "box-2") == "NOT_THE_CLIENT"
+
+
+def test_the_audit_log_says_whom_a_token_enrolled(federation: SecureFederation, tmp_path: Path) -> None:
+    made = operate(federation, "client", "token", "create", "--id", "known")
+    enroll(federation, made["token"], tmp_path / "box")
+    lines = [json.loads(line) for line in federation.audit_log.read_text().splitlines()]
+    done = [line for line in lines if line["what"] == "done"]
+    created, enrolled = (line["resource"] for line in done if line["resource"].get("client_id") == "known")
+    assert created["token_id"] == made["tokenId"]
+    assert enrolled == {"client_id": "known"}
+
+
+def test_an_operator_lists_tokens_and_withdraws_one(federation: SecureFederation, tmp_path: Path) -> None:
+    kept = operate(federation, "client", "token", "create", "--id", "kept")
+    gone = operate(federation, "client", "token", "create", "--id", "gone-before")
+    assert operate(federation, "client", "token", "revoke", gone["tokenId"])["state"] == "STATE_REVOKED"
+    # Who has the token itself at hand may give that.
+    assert operate(federation, "client", "token", "revoke", gone["token"])["id"] == gone["tokenId"]
+    listed = {one["id"]: one for one in operate(federation, "client", "token", "list")["joinTokens"]}
+    assert listed[kept["tokenId"]]["state"] == "STATE_UNUSED"
+    assert listed[gone["tokenId"]]["state"] == "STATE_REVOKED"
+    assert not any(made["token"] in json.dumps(listed) for made in (kept, gone))
+    assert "withdrawn by an operator" in enroll(federation, gone["token"], tmp_path / "box", check=False).stderr
+    assert gone["token"].encode() not in federation.audit_log.read_bytes()
 
 
 def test_what_was_enrolled_can_be_revoked_by_its_name(federation: SecureFederation, tmp_path: Path) -> None:
@@ -121,7 +146,7 @@ def test_the_database_holds_no_token(federation: SecureFederation) -> None:
     assert token.encode() not in federation.audit_log.read_bytes()
 
 
-def operate(federation: SecureFederation, *words: str) -> dict[str, str]:
+def operate(federation: SecureFederation, *words: str) -> dict[str, Any]:
     """What a command of an operator with a bearer token prints."""
     variables = {
         "FEDNANO_AGGREGATOR": federation.addresses["ops"],
@@ -130,7 +155,7 @@ def operate(federation: SecureFederation, *words: str) -> dict[str, str]:
     }
     done = fednano(*words, "--json", variables=variables)
     assert done.returncode == 0, done.stderr
-    printed: dict[str, str] = json.loads(done.stdout)
+    printed: dict[str, Any] = json.loads(done.stdout)
     return printed
 
 

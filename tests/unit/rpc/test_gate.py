@@ -35,13 +35,15 @@ from fednano.security.certificates import Subject
 from fednano.security.identity import Role
 from fednano.v1 import aggregator_service_pb2 as apb
 from fednano.v1 import aggregator_service_pb2_grpc as apb_grpc
+from fednano.v1 import enrollment_service_pb2 as epb
+from fednano.v1 import enrollment_service_pb2_grpc as epb_grpc
 from fednano.v1 import run_service_pb2 as pb
 from fednano.v1 import run_service_pb2_grpc as pb_grpc
 
 GET_RUN = "/fednano.v1.RunService/GetRun"
 
 
-class Noting(pb_grpc.RunServiceServicer, apb_grpc.AggregatorServiceServicer):
+class Noting(pb_grpc.RunServiceServicer, apb_grpc.AggregatorServiceServicer, epb_grpc.EnrollmentServiceServicer):
     """Notes what reaches it; there is no run to cancel."""
 
     def __init__(self) -> None:
@@ -50,6 +52,11 @@ class Noting(pb_grpc.RunServiceServicer, apb_grpc.AggregatorServiceServicer):
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         self.seen.append(request.name)
         return pb.GetRunResponse()
+
+    async def CreateJoinToken(self, request: epb.CreateJoinTokenRequest, context: Any) -> epb.CreateJoinTokenResponse:
+        return epb.CreateJoinTokenResponse(
+            token=f"secret of {request.client_id}", token_id=f"id of {request.client_id}"
+        )
 
     async def PauseRun(self, request: pb.PauseRunRequest, context: Any) -> pb.PauseRunResponse:
         return pb.PauseRunResponse()
@@ -104,6 +111,9 @@ async def scene(
     services = {
         "fednano.v1.RunService": lambda server: pb_grpc.add_RunServiceServicer_to_server(servicer, server),
         "fednano.v1.AggregatorService": lambda server: apb_grpc.add_AggregatorServiceServicer_to_server(
+            servicer, server
+        ),
+        "fednano.v1.EnrollmentService": lambda server: epb_grpc.add_EnrollmentServiceServicer_to_server(
             servicer, server
         ),
     }
@@ -229,3 +239,35 @@ async def test_a_call_lasts_no_longer_than_its_token(tmp_path: Path) -> None:
             error = await caught(stub.ResumeRun(pb.ResumeRunRequest(name="runs/a"), timeout=5))
         assert (type(error), error.facts["fault"]) == (Unauthenticated, "expired")
         assert found.entries() == [("asked", "ResumeRun", ""), ("refused", "ResumeRun", "UNAUTHENTICATED")]
+
+
+async def test_the_audit_log_has_names_that_only_the_answer_tells(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found, found.channel(Role.OPERATOR) as channel:
+        request = epb.CreateJoinTokenRequest(client_id="box")
+        await epb_grpc.EnrollmentServiceStub(channel).CreateJoinToken(request, timeout=5)
+        asked, done = (json.loads(line)["resource"] for line in found.audit.read_text().splitlines())
+    assert asked == {"client_id": "box"}
+    assert done == {"client_id": "box", "token_id": "id of box"}
+
+
+async def test_refusals_of_one_peer_do_not_fill_the_audit_log_and_are_counted(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fednano.rpc.limits.NOTE_BURST", 2.0)
+        async with scene(tmp_path) as found:
+            async with found.channel(Role.VIEWER, "hasty") as channel:
+                for _ in range(5):
+                    await caught(pb_grpc.RunServiceStub(channel).PauseRun(pb.PauseRunRequest(), timeout=5))
+            async with found.channel(Role.VIEWER, "calm") as channel:
+                await caught(pb_grpc.RunServiceStub(channel).PauseRun(pb.PauseRunRequest(), timeout=5))
+            ids = [json.loads(line)["id"] for line in found.audit.read_text().splitlines()]
+    assert ids == ["hasty", "hasty", "calm"]
+
+
+async def test_who_comes_without_a_certificate_is_told_of_both_ways(tmp_path: Path) -> None:
+    async with scene(tmp_path) as found:
+        authority = (found.authority.folder / "ca.crt").read_bytes()
+        async with open_ops_channel(found.ops_address, authority) as channel:
+            error = await caught(pb_grpc.RunServiceStub(channel).GetRun(pb.GetRunRequest(), timeout=5))
+    assert (type(error), error.facts["fault"]) == (Unauthenticated, "missing")
+    assert "bearer token" in error.message
+    assert "--listen" in error.message

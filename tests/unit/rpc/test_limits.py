@@ -77,3 +77,24 @@ def test_memory_is_bounded_and_open_calls_are_not_forgotten(clock: Clock, monkey
         with pytest.raises(TooManyCalls):
             peers.open_call("client/a").__enter__()
     assert len(peers._peers) == 10
+
+
+def test_lines_of_the_audit_log_come_back_with_time_and_tell_how_many_had_none(clock: Clock) -> None:
+    peers = PeerLimits(FEW, clock)
+    assert [peers.note_refusal("a") for _ in range(62)] == [0] * 60 + [None, None]
+    assert peers.note_refusal("b") == 0
+    clock.now_s += 6.1
+    assert peers.note_refusal("a") == 2
+    assert peers.note_refusal("a") is None
+    clock.now_s += 3600
+    assert peers.note_refusal("a") == 1
+    assert peers.note_refusal("a") == 0
+
+
+def test_what_must_be_written_down_is_refused_where_the_lines_are_used_up(clock: Clock) -> None:
+    peers = PeerLimits(FEW, clock)
+    for _ in range(60):
+        peers.take_note("a")
+    assert refusal(lambda: peers.take_note("a")).retry_after_s == pytest.approx(6)
+    clock.now_s += 6.1
+    peers.take_note("a")
