@@ -22,6 +22,7 @@ from fednano.cli import (
     round_commands,
     run_commands,
 )
+from fednano.cli.cautions import caution
 from fednano.cli.commands import operator_command
 from fednano.cli.exits import EXIT_WORDS, or_exit
 from fednano.cli.status_command import status
@@ -30,6 +31,8 @@ from fednano.config import Security
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    # A trace of ours must not show what is in a command's variables: tokens, questions.
+    pretty_exceptions_show_locals=False,
     help="Federated tuning of a frozen multimodal model.",
     epilog=EXIT_WORDS,
 )
@@ -62,17 +65,22 @@ def ask(
     tls_ca: Annotated[Path | None, typer.Option(help="PEM file of the CA.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
+    tls_crl: Annotated[Path | None, typer.Option(help="PEM file of the revoked certificates.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to stdout.")] = False,
 ) -> None:
     """Asks the tuned model a question about a picture."""
     # A server of our own is on loopback and speaks plaintext.
-    security = Security(insecure=insecure or not server, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
+    security = Security(
+        insecure=insecure or not server, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, tls_crl=tls_crl
+    )
 
     def answer() -> str:
         # Here, for the other commands do not need what it imports.
         from fednano.cli.ask import Question
         from fednano.cli.ask import ask as answer_to
 
+        if server:
+            caution(insecure, tls_cert, server)
         asked = Question(
             image=image,
             question=question,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import typer
@@ -14,6 +14,7 @@ from fednano.cli.output import Output
 from fednano.errors import SettingsInvalid
 from fednano.security.authority import issued, read_certificate
 from fednano.security.inspection import Inspection, inspect
+from fednano.security.pem_files import WARNING_DAYS
 from fednano.security.revocation import parse_crls, revocation_dates
 
 HEADER = ("role", "id", "state", "not before (UTC)", "not after (UTC)", "serial", "hosts")
@@ -72,7 +73,7 @@ def _revoked(path: Path, authority: x509.Certificate) -> dict[int, datetime]:
 def _row(found: Inspection) -> tuple[str, ...]:
     role, holder = _who(found)
     before, after = _when(found.certificate.not_valid_before_utc), _when(found.certificate.not_valid_after_utc)
-    return (role, holder, found.state, before, after, found.serial_hex, ", ".join(found.hosts) or "-")
+    return (role, holder, _state(found), before, after, found.serial_hex, ", ".join(found.hosts) or "-")
 
 
 def _pairs(found: Inspection, is_new: bool | None) -> list[tuple[str, str]]:
@@ -82,7 +83,7 @@ def _pairs(found: Inspection, is_new: bool | None) -> list[tuple[str, str]]:
         ("subject", found.certificate.subject.rfc4514_string()),
         ("role", role),
         ("id", holder),
-        ("state", found.state),
+        ("state", _state(found)),
         ("hosts", ", ".join(found.hosts) or "-"),
         ("not before (UTC)", _when(found.certificate.not_valid_before_utc)),
         ("not after (UTC)", _when(found.certificate.not_valid_after_utc)),
@@ -119,6 +120,12 @@ def _who(found: Inspection) -> tuple[str, str]:
     if found.identity is not None:
         return str(found.identity.role), found.identity.id
     return ("CA" if found.is_authority else "-"), "-"
+
+
+def _state(found: Inspection) -> str:
+    """With the days that are left where it ends soon."""
+    days = (found.certificate.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
+    return f"valid, {days:.1f} days left" if found.state == "valid" and days < WARNING_DAYS else found.state
 
 
 def _when(stamp: datetime) -> str:

@@ -11,9 +11,11 @@ from typing import Annotated, Any, ParamSpec, get_type_hints
 import grpc.aio
 import typer
 
+from fednano.cli.cautions import caution
 from fednano.cli.exits import EXIT_WORDS, or_exit
 from fednano.cli.operator import Operator
 from fednano.cli.output import Output
+from fednano.cli.secret_file import read_secret
 from fednano.config import Security
 from fednano.errors import SettingsInvalid
 from fednano.rpc.channels import open_channel
@@ -98,7 +100,7 @@ class Command:
 
     def aggregator_channel(self) -> grpc.aio.Channel:
         """To the aggregator: with the certificate, or else with the bearer token, to its address for operators."""
-        token = self.token_file.read_text().strip() if self.token_file else self.token.strip()
+        token = read_secret(self.token_file, "--token-file") if self.token_file else self.token.strip()
         if not token or self.insecure or self.tls_cert is not None:
             return open_channel(self.aggregator, self.security)
         if self.tls_ca is None:
@@ -111,6 +113,7 @@ class Command:
         if not self.aggregator:
             raise SettingsInvalid("give --aggregator HOST:PORT, or set FEDNANO_AGGREGATOR")
         check_address(self.aggregator, "--aggregator")
+        caution(self.insecure, self.tls_cert, self.aggregator)
         async with self.aggregator_channel() as channel:
             peer = f"the aggregator at {self.aggregator}"
             await refuse_revoked(channel, peer)

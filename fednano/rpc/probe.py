@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from fednano.config import ServiceSettings, read_settings
 from fednano.errors import FednanoError, PeerUnavailable
 from fednano.security.certificates import hosts_of
+from fednano.security.pem_files import time_fault
 
 # Twice python's start lies within a health check's time limit.
 TIMEOUT_S = 5.0
@@ -42,10 +43,16 @@ def probe(settings: ServiceSettings) -> None:
         try:
             answer = check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
         except grpc.RpcError as error:
-            raise PeerUnavailable(f"{address} does not answer: {error.details()}", peer=address) from None
+            raise PeerUnavailable(f"{address} does not answer: {_why(error, settings)}", peer=address) from None
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         raise PeerUnavailable(f"{address} is {status}", peer=address)
+
+
+def _why(error: grpc.RpcError, settings: ServiceSettings) -> str:
+    """gRPC's words, or those that tell more where the service's own certificate is what nobody can take."""
+    fault = "" if settings.insecure else time_fault(x509.load_pem_x509_certificate(_read(settings.tls_cert)))
+    return f"its certificate in {settings.tls_cert} {fault}" if fault else str(error.details())
 
 
 def own_address(listen: str) -> str:

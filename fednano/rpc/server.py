@@ -76,7 +76,8 @@ async def serving(
     calls; where they are served, ``metrics_address`` is logged beside the address. ``gate`` says how strictly callers
     are judged; without it by their certificates alone. ``ops_listen`` is a second address for callers that have none.
     """
-    files, watch = own_files(security), CertificateWatch(revocation_list(security))
+    files = own_files(security)
+    watch = CertificateWatch(revocation_list(security), files)
     metrics = metrics or RpcMetrics(CollectorRegistry())
     if files is not None:
         metrics.show_certificate_end(files.end_s)

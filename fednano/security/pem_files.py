@@ -1,6 +1,7 @@
 """The files by which one end of a connection proves itself, read again when they change."""
 
 import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,8 +17,9 @@ from fednano.security.stamp import stamp_of
 from fednano.telemetry import get_logger
 
 log = get_logger("security")
-# From so many days before a certificate's end on, it is told of whenever it is read.
+# From so many days before a certificate's end on, it is told of when it is read, and once a day while it is in use.
 WARNING_DAYS = 14
+TELL_AGAIN_S = 86400.0
 FLAGS = ("--tls-ca", "--tls-cert", "--tls-key")
 
 
@@ -44,7 +46,7 @@ class PemFiles:
         self._stamp = stamp_of(*self._paths)
         self._refused = ""
         self.current = _read(self._paths)
-        _tell(self.current, self._paths[1])
+        self._tell()
 
     def end_s(self) -> float:
         """When the certificate in use ends, in seconds since 1970."""
@@ -55,6 +57,8 @@ class PemFiles:
         with self._lock:
             found = stamp_of(*self._paths)
             if found == self._stamp:
+                if time.monotonic() - self._told_s >= TELL_AGAIN_S:
+                    self._tell()
                 return False
             try:
                 new = _read(self._paths)
@@ -68,8 +72,12 @@ class PemFiles:
             self._stamp, self._refused, self.current = found, "", new
         if has_changed:
             log.info("certificate_renewed", path=str(self._paths[1]), serial=serial_hex(new.certificate.serial_number))
-            _tell(new, self._paths[1])
+            self._tell()
         return has_changed
+
+    def _tell(self) -> None:
+        self._told_s = time.monotonic()
+        _tell(self.current, self._paths[1])
 
 
 def _paths(security: Security) -> tuple[Path, Path, Path]:

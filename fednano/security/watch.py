@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from fednano.errors import Unauthenticated
 from fednano.security.identity import Identity
-from fednano.security.pem_files import clock
+from fednano.security.pem_files import PemFiles, clock
 from fednano.security.revocation import RevocationList
 
 # A call that is open ends at most so long after the list has changed.
@@ -24,8 +24,10 @@ class _OpenCall:
 class CertificateWatch:
     """One for a server. TLS judges a certificate once for a connection, which may last for months; this, each call."""
 
-    def __init__(self, revocations: RevocationList | None) -> None:
+    def __init__(self, revocations: RevocationList | None, files: PemFiles | None = None) -> None:
+        """``files`` are the server's own: looked at too, for where nobody connects nothing else does."""
         self._revocations = revocations
+        self._files = files
         self._open: dict[asyncio.Task[object], _OpenCall] = {}
 
     @contextmanager
@@ -66,6 +68,8 @@ class CertificateWatch:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
+            if self._files is not None:
+                self._files.refresh()
             if self._revocations is not None:
                 self._revocations.refresh()
             for task, call in list(self._open.items()):

@@ -112,3 +112,13 @@ def test_openssl_accepts_what_is_good_and_refuses_what_is_revoked(folder: Path) 
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=20, check=False)
         assert done.returncode == code, done.stderr
         assert words in done.stdout + done.stderr
+
+
+def test_the_days_that_are_left_stand_beside_the_state_where_they_are_few(folder: Path) -> None:
+    certs("issue", folder, "client", "site-a", "--days", "3")
+    certs("issue", folder, "client", "site-b")
+    assert "valid, 3.0 days left" in certs("show", folder / "client-site-a").stdout
+    assert "valid, 3.0 days left" in certs("show", folder).stdout
+    assert "days left" not in certs("show", folder / "client-site-b").stdout
+    # A program reads when.
+    assert as_json("show", folder / "client-site-a")["state"] == "valid"

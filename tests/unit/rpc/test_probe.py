@@ -35,6 +35,16 @@ async def test_a_service_that_serves_is_healthy_until_it_stops(tmp_path: Path) -
         await asyncio.to_thread(probe, serves)
 
 
+async def test_a_service_whose_certificate_has_ended_is_said_to_be_that(tmp_path: Path) -> None:
+    asked = settings(tmp_path, "127.0.0.1:0")
+    async with serving({}, asked.listen, asked.security, grace_s=0.0) as running:
+        authority, _ = create_authority(tmp_path)
+        ended = authority.issue(Subject(role=Role.SERVER, id="server", hosts=("llm.example.org",)), days=-0.001)
+        files = {"tls_cert": ended / "tls.crt", "tls_key": ended / "tls.key", "listen": running.address}
+        with pytest.raises(PeerUnavailable, match=r"its certificate in .* ended at .* `fednano certs issue` renews it"):
+            await asyncio.to_thread(probe, asked.model_copy(update=files))
+
+
 def test_plaintext_is_asked_in_plaintext_and_nobody_there_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
