@@ -12,11 +12,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fednano.cli.operator import explained
-from fednano.errors import NoProgress, PeerUnavailable, SettingsInvalid
+from fednano.errors import NoProgress, PeerUnavailable, PeerUntrusted, SettingsInvalid
 from fednano.rpc.ops_channel import open_ops_channel
 from fednano.rpc.retry import call_with_retry
 from fednano.rpc.tunnel import connect
-from fednano.security.certificates import new_key, new_request
+from fednano.security.certificates import hosts_of, new_key, new_request
 from fednano.security.files import (
     PUBLIC_MODE,
     SECRET_MODE,
@@ -104,9 +104,12 @@ async def _authority(asked: Enrolling) -> bytes:
     # Whoever shows this certificate may say what it likes: no secret goes there, and the digest decides.
     async with open_ops_channel(asked.aggregator, shown.encode()) as channel:
         stub = EnrollmentServiceStub(channel)
-        answer = await _call(
-            asked, "get the CA", lambda: stub.GetAuthority(pb.GetAuthorityRequest(), timeout=CALL_TIMEOUT_S)
-        )
+        try:
+            answer = await _call(
+                asked, "get the CA", lambda: stub.GetAuthority(pb.GetAuthorityRequest(), timeout=CALL_TIMEOUT_S)
+            )
+        except PeerUnavailable as error:
+            raise _wrong_host(error, shown, host, asked) or error from None
     for certificate in _certificates(answer.ca_certificates, asked):
         if fingerprint(certificate) == asked.token.ca_sha256:
             return certificate.public_bytes(Encoding.PEM)
@@ -138,7 +141,23 @@ async def _call(asked: Enrolling, what: str, call: Callable[[], Awaitable[Result
     try:
         return await call_with_retry(call, peer=asked.peer, what=what, give_up_after_s=asked.patience_s)
     except (PeerUnavailable, NoProgress) as error:
-        raise explained(error, asked.peer) from None
+        if "code" not in error.facts:
+            raise
+        why = explained(error, asked.peer).message.partition("; check that")[0]
+        words = f"{why}; is that its --ops-listen address? The one of --listen takes nobody without a certificate"
+        raise PeerUnavailable(words, peer=asked.peer) from None
+
+
+def _wrong_host(error: PeerUnavailable, shown_pem: str, host: str, asked: Enrolling) -> PeerUntrusted | None:
+    if "Hostname Verification" not in error.message:
+        return None
+    names = ", ".join(hosts_of(x509.load_pem_x509_certificate(shown_pem.encode()))) or "no host at all"
+    return PeerUntrusted(
+        f"{asked.peer}: its certificate is for {names}, and it was called as {host}: call it by one of those names, or"
+        f" issue it with `fednano certs issue ... --host {host}`",
+        peer=asked.peer,
+        fault="wrong_host",
+    )
 
 
 def _key(path: Path) -> PrivateKey:
