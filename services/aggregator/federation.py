@@ -81,7 +81,8 @@ def open_federation(settings: AggregatorSettings) -> Federation:
     state = settings.state
     claim = FileClaim(state / "aggregator.lock")
     with disk_faults_named(state):
-        state.mkdir(parents=True, exist_ok=True)
+        # What clients sent lies there: for nobody else on this machine.
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
         claim.take(f"state folder {state}")
     try:
         place = open_place(settings.artifacts, state / "cache") if settings.artifacts else None

@@ -1,9 +1,10 @@
 """The client's settings."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fednano.names import ID
 from services.client.edge_settings import EdgeSettings
@@ -14,8 +15,8 @@ class ClientSettings(EdgeSettings):
 
     client_id: str = Field(pattern=f"^{ID}$", description="last part of the client's name, kept across restarts")
     display_name: str = Field("", description="what people call the client; its id when empty")
-    run: str = Field("", description="runs/{run} to join; empty joins the newest run that has not ended")
-    examples: Path = Field(description="folder of examples in the IconQA layout, with problems.json in it")
+    run: str = Field("", description="run to join, demo or runs/demo; empty joins the newest that has not ended")
+    examples: Path = Field(description="folder of examples, in any layout of docs/data.md")
     pooled: bool = Field(
         False,
         description="the folder of examples has one folder for each client in it: this client trains on all of them and"
@@ -50,6 +51,15 @@ class ClientSettings(EdgeSettings):
     aggregator_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost aggregator")
     server_wait_s: float = Field(600.0, gt=0, description="seconds to keep trying a lost LLM server")
     progress_timeout_s: float = Field(310.0, gt=0, description="seconds that the LLM server may take for one answer")
+
+    @field_validator("run")
+    @classmethod
+    def _whole_name(cls, text: str) -> str:
+        """As the contract has it. Wrong here it ends the process at once, not after the examples were read."""
+        name = text if not text or text.startswith("runs/") else f"runs/{text}"
+        if name and re.fullmatch(f"runs/{ID}", name) is None:
+            raise ValueError(f"{text!r} is no run's name, such as demo or runs/demo")
+        return name
 
     @property
     def feature_folder(self) -> Path | None:

@@ -73,6 +73,13 @@ def test_the_examples_of_settings_have_every_variable_with_its_default() -> None
     assert set(told) <= others | settings | proxies | {"FEDNANO_CUDA_INDEX"}
 
 
+def test_the_client_takes_the_values_of_the_examples_of_settings() -> None:
+    told = dict(re.findall(r"^#FEDNANO_(\w+)=(.*)$", (EDGE / ".env.example").read_text(), re.MULTILINE))
+    given = {name.lower(): value for name, value in told.items() if name.lower() in ClientSettings.model_fields}
+    settings = ClientSettings(insecure=True, client_id="a", examples=Path("e"), aggregator="a:1", **given)  # type: ignore[arg-type]
+    assert settings.run == "runs/demo"
+
+
 def test_the_gpu_is_reserved() -> None:
     devices = read("gpu.yml")["services"]["client"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
