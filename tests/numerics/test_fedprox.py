@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from whole_and_split import nano_edge, nano_language, ragged_examples
 
 from fednano.model.adapter import MODALITIES, NanoAdapters
+from fednano.model.batch import pack
 from fednano.model.language import LanguageModel
 from fednano.v1.run_pb2 import TrainConfig
 from services.client.proximal import ProximalTerm
-from services.client.trainer import LocalTraining, example_order
+from services.client.trainer import LocalTraining, batches, example_order
 
 CONFIG = TrainConfig(local_epochs=3, batch_size=2, learning_rate=1e-2)
 
@@ -20,9 +21,9 @@ def language() -> LanguageModel:
     return nano_language()
 
 
-def trained(language: LanguageModel, mu: float) -> tuple[dict[str, torch.Tensor], float]:
+def trained(language: LanguageModel, mu: float, config: TrainConfig = CONFIG) -> tuple[dict[str, torch.Tensor], float]:
     edge = nano_edge(up_std=0.1)
-    training = LocalTraining(edge, language, CONFIG, proximal_mu=mu)
+    training = LocalTraining(edge, language, config, proximal_mu=mu)
     training.run(ragged_examples(edge), order=example_order(0, 1, "client-1"), after_step=lambda: None)
     return dict(training.tensors()), training.mean_loss
 
@@ -42,7 +43,7 @@ def test_the_first_step_has_no_proximal_gradient_and_later_ones_exactly_mu_delta
     assert all(not gradient.any() for gradient in torch.autograd.grad(term(), parameters))
     with torch.no_grad():
         for parameter in parameters:
-            parameter += step * torch.randn_like(parameter)
+            parameter.add_(step * torch.randn_like(parameter))
     for parameter, first, gradient in zip(parameters, start, torch.autograd.grad(term(), parameters), strict=True):
         assert torch.equal(gradient, torch.tensor(mu) * (parameter - first))
     squares = sum(float((one - first).detach().square().sum()) for one, first in zip(parameters, start, strict=True))
@@ -50,12 +51,25 @@ def test_the_first_step_has_no_proximal_gradient_and_later_ones_exactly_mu_delta
 
 
 def test_mu_0_equals_fedavg_bit_for_bit(language: LanguageModel) -> None:
+    """FedAvg's local training is written out here, without any term."""
     edge = nano_edge(up_std=0.1)
-    plain = LocalTraining(edge, language, CONFIG)
-    plain.run(ragged_examples(edge), order=example_order(0, 1, "client-1"), after_step=lambda: None)
-    tensors, loss = trained(language, 0.0)
-    assert loss == plain.mean_loss
-    assert all(torch.equal(tensors[name], tensor) for name, tensor in plain.tensors().items())
+    examples, order = ragged_examples(edge), example_order(0, 1, "client-1")
+    optimizer = torch.optim.AdamW(edge.adapters.parameters(), lr=CONFIG.learning_rate, weight_decay=0.0)
+    for indices in batches(len(examples), CONFIG, order):
+        batch = pack([examples[index] for index in indices], edge.parts.processor.image_token_id)
+        optimizer.zero_grad()
+        nll_B = edge.answer_nll(language, edge(batch), batch, weight=1 / len(indices))
+        torch.autograd.backward(nll_B.sum() / len(indices))
+        optimizer.step()
+    tensors, _ = trained(language, 0.0)
+    assert all(torch.equal(tensors[f"adapter.{name}"], one) for name, one in edge.adapters.named_parameters())
+
+
+def test_the_first_step_of_a_training_is_fedavgs_bit_for_bit_and_the_second_is_not(language: LanguageModel) -> None:
+    for steps, is_alike in ((1, True), (2, False)):
+        config = TrainConfig(local_epochs=3, local_steps=steps, batch_size=2, learning_rate=1e-2)
+        (plain, _), (held, _) = (trained(language, mu, config) for mu in (0.0, 100.0))
+        assert all(torch.equal(plain[name], tensor) for name, tensor in held.items()) == is_alike
 
 
 def test_the_reported_loss_is_without_the_term_and_the_adapters_stay_nearer(language: LanguageModel) -> None:

@@ -123,11 +123,15 @@ def test_scaling_everyones_fisher_alike_changes_nothing(
 
 
 @many
-@given(seed=seeds, counts=counts, weighting=EVERY_KIND)
+@given(seed=seeds, counts=counts.filter(lambda some: len(some) > 1), weighting=EVERY_KIND)
 def test_the_order_of_the_clients_changes_no_bit(
     tmp_path: Path, seed: int, counts: list[int], weighting: FisherWeighting
 ) -> None:
-    made = clients_of(seed, counts)
+    """Two clients are huge and cancel: added in another order, the others would be lost to rounding."""
+    first, *others = clients_of(seed, counts)
+    huge = replace(first, adapter={name: np.float32(2.0**40) * values for name, values in first.adapter.items()})
+    opposite = replace(huge, name="client-0b", adapter={name: -values for name, values in huge.adapter.items()})
+    made = [huge, opposite, *others]
     forward, backward = (merge(tmp_path, order, weighting).tensors for order in (made, made[::-1]))
     for name, tensor in forward.items():
         assert np.array_equal(tensor, backward[name])
