@@ -86,6 +86,13 @@ def test_each_client_took_an_identity_and_examples_of_its_own(federation: Federa
     assert len({client["exampleCount"] for client in clients}) == 2
 
 
+def test_what_the_operator_asked_for_is_in_an_unbroken_audit_log(federation: Federation) -> None:
+    log = "/state/audit.jsonl"
+    verified = federation.run_in("aggregator", "fednano", "audit", "verify", log)
+    assert verified.code == 0, verified.text
+    assert "CreateRun" in output_of(federation.run_in("aggregator", "cat", log))
+
+
 def test_every_container_is_confined(federation: Federation) -> None:
     for container in federation.containers():
         host = container.attrs["HostConfig"]
