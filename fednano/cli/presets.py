@@ -41,8 +41,8 @@ PRESETS: Mapping[str, DemoPreset] = MappingProxyType(
         "smol": DemoPreset(
             clients=2,
             train_examples=64,
-            val_examples=32,
-            test_examples=64,
+            val_examples=64,
+            test_examples=128,
             learning_rate=4e-3,
             batch_size=4,
             max_new_tokens=8,
