@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fednano.cli.commands import check_address
 from fednano.cli.presets import server_flags
 from fednano.cli.processes import Processes
 from fednano.config import Security
@@ -54,6 +55,8 @@ class Question:
 
 def ask(question: Question) -> str:
     """The answer's words, decoded greedily. Raises ModelInvalid or SettingsInvalid for files that do not fit."""
+    if question.server:
+        check_address(question.server, "--server")
     parts = load_edge(resolve_model(question.model) / "edge")
     edge = NanoEdge(parts, load_adapters(question.adapter, parts.manifest.hidden_size, question.adapter_alpha))
     prompt = encode_prompt(parts, question)
@@ -96,8 +99,9 @@ def encode_prompt(parts: EdgeParts, question: Question) -> PackedBatch:
     try:
         with Image.open(question.image) as image:
             pixels_CHW = parts.processor.pixels(image)
-    except (FileNotFoundError, IsADirectoryError, UnidentifiedImageError):
-        raise SettingsInvalid(f"--image: {question.image} is no picture that can be read") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        words = f"--image: {question.image} is no picture that can be read ({type(error).__name__})"
+        raise SettingsInvalid(words) from None
     example = EncodedExample(
         prompt_ids=tuple(parts.processor.prompt_ids(Prompt(question=question.question))),
         answer_ids=(),

@@ -57,8 +57,12 @@ def read_env(path: Path) -> Mapping[str, str]:
     """The FEDNANO_* lines of an environment file, which win over the environment. Raises SettingsInvalid."""
     if not path.is_file():
         raise SettingsInvalid(f"--env: no file at {path}: `fednano client enroll` writes client.env")
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError:
+        raise SettingsInvalid(f"--env: {path} holds no text: `fednano client enroll` writes client.env") from None
     found = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         name, equals, value = line.strip().removeprefix("export ").partition("=")
         if not name or name.startswith("#"):
             continue

@@ -3,6 +3,7 @@
 0 done · 1 failed · 2 wrong usage · 3 no such run, round, client or adapter · 4 the peer does not answer · 130 Ctrl-C
 """
 
+import errno
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import TypeVar
@@ -31,6 +32,8 @@ EXIT_WORDS = (
     "4 the peer does not answer, 130 stopped by Ctrl-C."
 )
 USAGE = (SettingsInvalid, ModelInvalid, ExamplesInvalid, FieldInvalid)
+# A path that was given wrongly; whatever else a system refuses may be well the next time.
+WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 # What an installation may lack, and the extra that brings it.
 EXTRAS = MappingProxyType(
     {
@@ -63,10 +66,13 @@ def or_exit(work: Callable[[], ResultT], *, interrupted: str) -> ResultT:
         typer.echo(f"fednano: {error.name} is not installed: pip install 'fednano[{extra}]'", err=True)
         raise typer.Exit(EXIT_USAGE) from None
     except OSError as error:
-        if error.filename is None:
+        # Who reads a pipe no longer wants no words either: Typer ends quietly then.
+        if error.errno in (None, errno.EPIPE):
             raise
-        typer.echo(f"fednano: {error.filename}: {error.strerror}", err=True)
-        raise typer.Exit(EXIT_FAILED) from None
+        # Of a renaming, where it was to go to; none where a write failed.
+        path = error.filename2 or error.filename
+        typer.echo(f"fednano: {f'{path}: ' if path else ''}{error.strerror}", err=True)
+        raise typer.Exit(EXIT_USAGE if isinstance(error, WRONG_PATH) else EXIT_FAILED) from None
 
 
 def exit_code(error: FednanoError) -> int:

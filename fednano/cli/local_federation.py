@@ -12,6 +12,7 @@ from fednano.cli.processes import Part, Processes, free_address
 from fednano.cli.report import SocketLedger
 from fednano.cli.socket_meter import SocketMeter
 from fednano.config import Security
+from fednano.model.manifest import read_manifest, resolve_model
 from fednano.rpc.channels import open_channel, wait_until_serving
 from fednano.v1 import split_service_pb2, split_service_pb2_grpc
 
@@ -48,7 +49,12 @@ class ClientPart:
 
 
 def start_services(processes: Processes, *, model: str, state: Path) -> tuple[Addresses, Part, Part]:
-    """The LLM server and the aggregator, whose database and artifacts go to ``state``. Returns before they serve."""
+    """The LLM server and the aggregator, whose database and artifacts go to ``state``. Returns before they serve.
+
+    Raises ModelInvalid, before anything is started, where the model is not there: each part would end of it.
+    """
+    for half in ("edge", "server"):
+        read_manifest(resolve_model(model) / half)
     addresses = Addresses(server=free_address(), aggregator=free_address())
     flags = ["--model", model, "--listen", addresses.server, *server_flags(model)]
     server = processes.start("server", "services.server", flags)

@@ -29,7 +29,7 @@ async def export_measurements(
     if form is ExportFormat.TENSORBOARD:
         if out == STDOUT:
             raise SettingsInvalid("--out: tensorboard needs a folder")
-        return await _write_tensorboard(measurements, Path(out))
+        return await _write_tensorboard(measurements, _made(Path(out)))
     if as_json and out == STDOUT and form is ExportFormat.CSV:
         raise SettingsInvalid("--json prints JSON to stdout: give --format json, or a file as --out")
     with _opened(out) as file:
@@ -75,6 +75,12 @@ async def _write_tensorboard(measurements: AsyncIterator[run_pb2.Measurement], f
             writers[one.client].add_scalar(one.key, one.value, one.round_number, time_s)
             count += 1
     return count
+
+
+def _made(folder: Path) -> Path:
+    """Of a run without a measurement too, and a file in its place is told of at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _scalar_writer(folder: Path) -> ScalarWriter:

@@ -16,6 +16,8 @@ from fednano.cli.view import RunView
 from fednano.v1 import run_pb2, run_service_pb2
 
 WATCH_PATIENCE_S = 600.0
+# What the contract's field holds.
+MOST_SEQUENCE = (1 << 63) - 1
 WATCH_STOPPED = "stopped watching; the run goes on"
 
 app = typer.Typer(no_args_is_help=True, help="Create, follow and steer runs.", epilog=EXIT_WORDS)
@@ -77,7 +79,7 @@ async def run_resume(command: Command, run: Run) -> None:
 async def run_watch(
     command: Command,
     run: Run,
-    after_sequence: Annotated[int, typer.Option(min=0, help="Show only events after this one.")] = 0,
+    after_sequence: Annotated[int, typer.Option(min=0, max=MOST_SEQUENCE, help="Show only events after this one.")] = 0,
 ) -> None:
     """Follows a run until it has ended, also across restarts of the aggregator.
 

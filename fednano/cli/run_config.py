@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,8 @@ from fednano.v1 import run_pb2
 DEFAULT_CLIENTS = 2
 DEFAULT_ROUNDS = 10
 DEFAULT_TIMEOUT_S = 600
+# What the contract's fields hold: a seed has 64 bits, every other whole number 32. Times of 68 years are long enough.
+MOST, MOST_SEED = (1 << 31) - 1, (1 << 63) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class ConfigFlags:
 
 def run_config(file: Path | None, flags: ConfigFlags, method_flags: MethodFlags = NO_METHOD_FLAGS) -> run_pb2.RunConfig:
     """A flag wins over the file, which wins over the default. The aggregator judges what comes of it."""
+    _check_sizes(flags)
+    _check_sizes(method_flags)
     config = _defaults()
     if file is not None:
         _read(file, config)
@@ -53,6 +57,15 @@ def run_config(file: Path | None, flags: ConfigFlags, method_flags: MethodFlags 
     set_method_settings(config, method_flags)
     _complete(config)
     return config
+
+
+def _check_sizes(flags: ConfigFlags | MethodFlags) -> None:
+    """Raises SettingsInvalid for a number that no field can take, and for what is not one."""
+    for field in fields(flags):
+        value, most = getattr(flags, field.name), MOST_SEED if field.name == "seed" else MOST
+        if isinstance(value, int | float) and not abs(value) <= most:
+            flag = field.name.removesuffix("_s").replace("_", "-")
+            raise SettingsInvalid(f"--{flag} must be a number of at most {most}, not {value}")
 
 
 def _defaults() -> run_pb2.RunConfig:
@@ -75,7 +88,9 @@ def _read(file: Path, config: run_pb2.RunConfig) -> None:
     try:
         text = file.read_text()
         fields = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SettingsInvalid(f"--config: {file}: {error.strerror}") from None
+    except ValueError as error:
         raise SettingsInvalid(f"--config: {file}: {error}") from None
     if not isinstance(fields, dict):
         raise SettingsInvalid(f"--config: {file} must hold the fields of RunConfig, such as roundCount")

@@ -95,3 +95,14 @@ def events(content: bytes) -> Iterator[Event]:
 
 def names_in(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
+
+
+async def test_a_file_in_tensorboards_place_is_told_of_without_a_measurement_too(tmp_path: Path) -> None:
+    async def nothing() -> AsyncIterator[run_pb2.Measurement]:
+        for measurement in ():
+            yield measurement
+
+    out = tmp_path / "file"
+    out.write_text("notes")
+    with pytest.raises(FileExistsError):
+        await export_measurements(nothing(), ExportFormat.TENSORBOARD, str(out), as_json=False)
