@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from whole_and_split import nano_edge, nano_language, ragged_examples
 
+from fednano.fisher import FisherMean
 from fednano.names import RoundName
 from fednano.v1 import run_pb2
 from services.client.checkpoint import TrainingKey
@@ -50,3 +52,27 @@ def test_a_damaged_average_is_left_alone(tmp_path: Path) -> None:
 def test_without_it_nothing_is_kept(tmp_path: Path) -> None:
     assert averaged(tmp_path, 1, 4.0, part=0.0) == 4.0
     assert not any(tmp_path.iterdir())
+
+
+def estimated(number: int, client: str, limit: int) -> FisherMean:
+    edge = nano_edge(up_std=0.1)
+    config = run_pb2.RunConfig(method=run_pb2.METHOD_FEDNANO, fisher=run_pb2.FisherConfig(max_examples=limit))
+    work = FisherWork(config, RoundName(run="demo", number=number), client)
+    return work.estimate(
+        edge, nano_language(), ragged_examples(edge) * 3, max_pass_tokens=1000, after_batch=lambda: None
+    )
+
+
+def test_a_limit_takes_random_examples_others_in_each_round_and_client_and_the_same_again() -> None:
+    def sums(client: str) -> list[float]:
+        found = [estimated(number, client, 5) for number in range(1, 5)]
+        assert [mean.example_count for mean in found] == [5] * 4
+        return [float(mean.mean()["image.down.weight"].sum()) for mean in found]
+
+    assert sums("a") == sums("a") != sums("b")
+    assert len(set(sums("a"))) > 1
+
+
+@pytest.mark.parametrize("limit", [0, 12, 99])
+def test_without_a_limit_that_is_reached_all_examples_count(limit: int) -> None:
+    assert estimated(1, "a", limit).example_count == 12

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fednano.data.icon_federation import write_icon_federation
 from fednano.errors import ExamplesInvalid, ModelDigestMismatch, Unsupported
+from fednano.model.edge import NanoEdge
 from fednano.model.language import LanguageModel, load_language_model
 from fednano.model.parts import load_edge, resolve_model
 from fednano.names import RoundName
@@ -25,6 +26,7 @@ from fednano.v1 import run_pb2
 from fednano.v1.artifact_pb2 import ARTIFACT_KIND_ADAPTER, ARTIFACT_KIND_GRAM
 from fednano.v1.split_service_pb2_grpc import SplitServiceStub, add_SplitServiceServicer_to_server
 from services.client.examples import load_example_set
+from services.client.fisher_pass import fisher_information
 from services.client.joining import check_config, parameter_counts
 from services.client.local_work import Holdings, LocalWork, new_adapters
 from services.client.progress import Progress, RoundAbandoned
@@ -124,6 +126,26 @@ async def test_training_writes_an_adapter_and_its_fisher_information(
     }  # fmt: skip
     assert all(math.isfinite(value) and value > 0 for value in update.metrics.values())
     assert update.metrics["bytes/fisher"] >= ADAPTER_FILE
+
+
+@pytest.mark.parametrize("at", [run_pb2.FisherConfig.POINT_START, run_pb2.FisherConfig.POINT_END])
+async def test_fisher_information_is_that_of_the_adapter_before_or_after_training(
+    tmp_path: Path,
+    holdings: Holdings,
+    language: LanguageModel,
+    initial_adapter: Path,
+    at: "run_pb2.FisherConfig.Point.ValueType",
+) -> None:
+    config = config_of(holdings)
+    config.fisher.at = at
+    async with local_work(holdings, language, Progress(), config) as work:
+        update = await asyncio.to_thread(work.train, ROUND, initial_adapter, tmp_path)
+    adapters = new_adapters(config.adapter)
+    adapters.load_state_dict(load_file(initial_adapter if at == run_pb2.FisherConfig.POINT_START else update.files[0]))
+    edge = NanoEdge(holdings.parts, adapters)
+    expected = fisher_information(edge, language, holdings.train.encoded, max_pass_tokens=500, after_batch=lambda: None)
+    for name, found in load_file(update.files[1]).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=1e-9)
 
 
 async def test_the_same_task_done_again_gives_the_same_bytes(
