@@ -106,4 +106,6 @@ def read_settings(settings_class: type[SettingsT], arguments: Sequence[str] | No
 
 def _explain(location: tuple[int | str, ...], message: str) -> str:
     flag = "-".join(str(part) for part in location).replace("_", "-")
-    return f"--{flag}: {message}" if flag else message
+    # What pydantic puts before the words of a check of ours.
+    words = message.removeprefix("Value error, ")
+    return f"--{flag}: {words}" if flag else words

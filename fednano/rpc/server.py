@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from fednano.config import Security
-from fednano.errors import PeerUnavailable
+from fednano.errors import PeerUnavailable, SettingsInvalid
 from fednano.metrics import RpcMetrics
 from fednano.rpc.gate import Gate, GateTerms
 from fednano.rpc.interceptor import CallInterceptor
@@ -88,11 +88,10 @@ async def serving(
     health, address = await _add_health(server, list(services)), _bind(server, listen, files)
     ops_address = _bind(server, ops_listen, files, asks_certificate=False) if ops_listen else ""
     await server.start()
-    if ready_file is not None:
-        _write_atomically(ready_file, address)
     said = {"services": list(services), "plaintext": files is None, "version": version("fednano")}
-    log.info("serving", address=address, ops_address=ops_address, metrics=metrics_address, **said)
     try:
+        _write_ready_file(ready_file, address)
+        log.info("serving", address=address, ops_address=ops_address, metrics=metrics_address, **said)
         async with watch.looking():
             yield RunningServer(server=server, address=address, ops_address=ops_address, health=health)
     finally:
@@ -128,7 +127,10 @@ async def _add_health(server: grpc.aio.Server, services: Sequence[str]) -> healt
 
 
 def _bind(server: grpc.aio.Server, listen: str, files: PemFiles | None, *, asks_certificate: bool = True) -> str:
-    host = listen.rpartition(":")[0]
+    host, _, number = listen.rpartition(":")
+    # Of a larger one gRPC takes what is left over 65536, and serves there.
+    if not number.isdecimal() or int(number) > 65535:
+        raise SettingsInvalid(f"{'--listen' if asks_certificate else '--ops-listen'}: {listen!r} is no host:port")
     try:
         if files is None:
             log.warning(
@@ -142,8 +144,14 @@ def _bind(server: grpc.aio.Server, listen: str, files: PemFiles | None, *, asks_
     return f"{host}:{port}"
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write_ready_file(path: Path | None, address: str) -> None:
+    """Whole or not at all, for somebody waits for it."""
+    if path is None:
+        return
     draft = path.with_suffix(path.suffix + ".tmp")
-    draft.write_text(text)
-    draft.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(address)
+        draft.replace(path)
+    except OSError as error:
+        raise SettingsInvalid(f"--ready-file: cannot write {path}: {error.strerror}") from None

@@ -2,9 +2,11 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sqlalchemy import URL
 
+from fednano.errors import SettingsInvalid
 from services.aggregator.artifact_bucket import open_place
 from services.aggregator.artifact_store import ArtifactStore
 from services.aggregator.changes import Changes
@@ -76,13 +78,13 @@ class Federation:
 def open_federation(settings: AggregatorSettings) -> Federation:
     """Opens the state folder, made where it is absent, the database and the place of the artifacts.
 
-    Raises StoreRefused where another aggregator uses one of them, and what ``Store`` and ``open_place`` raise.
+    Raises SettingsInvalid where it can be no folder, StoreRefused where another aggregator uses one of them, and what
+    ``Store`` and ``open_place`` raise.
     """
     state = settings.state
     claim = FileClaim(state / "aggregator.lock")
     with disk_faults_named(state):
-        # What clients sent lies there: for nobody else on this machine.
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make(state)
         claim.take(f"state folder {state}")
     try:
         place = open_place(settings.artifacts, state / "cache") if settings.artifacts else None
@@ -92,3 +94,11 @@ def open_federation(settings: AggregatorSettings) -> Federation:
         claim.release()
         raise
     return Federation(settings=settings, claim=claim, store=store, artifacts=artifacts, leases=Leases(settings.lease_s))
+
+
+def _make(state: Path) -> None:
+    # What clients sent lies there: for nobody else on this machine.
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise SettingsInvalid(f"--state: {state} can be no folder: {error.strerror}") from None

@@ -9,7 +9,7 @@ from fednano.errors import SettingsInvalid
 
 
 def test_plaintext_needs_to_be_asked_for() -> None:
-    with pytest.raises(SettingsInvalid, match="--tls-ca, --tls-cert and --tls-key, or --insecure"):
+    with pytest.raises(SettingsInvalid, match=r"^give --tls-ca, --tls-cert and --tls-key, or --insecure"):
         read_settings(ServiceSettings, [])
 
 

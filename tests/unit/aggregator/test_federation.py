@@ -3,6 +3,9 @@
 import stat
 from pathlib import Path
 
+import pytest
+
+from fednano.errors import SettingsInvalid
 from services.aggregator.federation import open_federation
 from services.aggregator.settings import AggregatorSettings
 
@@ -18,3 +21,10 @@ async def test_a_folder_that_is_there_stays_as_its_owner_made_it(tmp_path: Path)
     state.mkdir(mode=0o750)
     await open_federation(AggregatorSettings(insecure=True, state=state)).stop()
     assert stat.S_IMODE(state.stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_in_its_place_is_a_wrong_setting_and_nothing_to_try_again(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("notes")
+    with pytest.raises(SettingsInvalid, match="can be no folder"):
+        open_federation(AggregatorSettings(insecure=True, state=tmp_path / name))
