@@ -71,7 +71,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError, peer: str) -> WireError:
         return known
     is_broken = code in BROKEN_CODES and any(known in words.lower() for known in BROKEN_WORDS)
     error_class = PeerUnavailable if is_broken else BARE_CODES.get(code, InternalFault)
-    return error_class(f"{peer}: {code.name} {words}".strip(), peer=peer, code=code.name)
+    message = f"{peer}: {code.name} {words}".strip()
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        message += " Is this the address of another service, or of another version?"
+    return error_class(message, peer=peer, code=code.name)
 
 
 def reason_name(error_class: type[WireError]) -> str:

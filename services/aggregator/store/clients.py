@@ -135,7 +135,7 @@ def _active(run: str) -> ColumnElement[bool]:
 
 
 def _unknown(name: ClientName) -> ResourceNotFound:
-    return ResourceNotFound(f"{name} never joined its run: call JoinRun first", name=str(name))
+    return ResourceNotFound(f"{name} never joined its run, or there is no such run", name=str(name))
 
 
 def _announce(connection: Connection, name: ClientName) -> pb.Client:

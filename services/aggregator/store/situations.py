@@ -36,7 +36,7 @@ def load_situation(connection: Connection, client: ClientName) -> Situation:
     mine = (CLIENTS.c.run == client.run) & (CLIENTS.c.client == client.client)
     row = connection.execute(_situations().where(mine)).one_or_none()
     if row is None:
-        raise ResourceNotFound(f"{client} never joined its run: call JoinRun first", name=str(client))
+        raise ResourceNotFound(f"{client} never joined its run, or there is no such run", name=str(client))
     is_to_train = row.part_state == pb.Participant.STATE_SELECTED and row.state == pb.Round.STATE_TRAINING
     return Situation(
         client=client,

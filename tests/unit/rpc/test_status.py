@@ -31,3 +31,9 @@ def test_a_bare_status_is_told_by_code_and_words(
     assert type(error) is error_class
     assert error.facts == {"peer": "the aggregator at h:1", "code": code.name}
     assert words in error.message
+
+
+def test_a_call_that_the_peer_does_not_have_hints_at_the_address() -> None:
+    bare = grpc.aio.AioRpcError(grpc.StatusCode.UNIMPLEMENTED, NONE, NONE, details="Method not found!")
+    message = from_rpc_error(bare, "the aggregator at h:1").message
+    assert message.startswith("the aggregator at h:1: UNIMPLEMENTED Method not found! Is this the address of another")
