@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from fednano.errors import ExamplesInvalid
 
 _DRAW_COUNT = 10_000
+# Even to a millionth; NumPy's draws are no numbers where it is infinite.
+_MOST_ALPHA = 1e12
 
 
 def partition_by_topic(
@@ -27,8 +29,9 @@ def partition_by_topic(
     all splits. Proportions are drawn again until every client has, in every split, ``minimum_share`` of what an even
     split would give it. The same arguments give the same partition.
     """
-    if client_count < 1 or alpha <= 0:
-        raise ExamplesInvalid(f"a partition needs clients >= 1 and alpha > 0, not {client_count} and {alpha}")
+    if client_count < 1 or not 0 < alpha <= _MOST_ALPHA:
+        words = f"a partition needs clients >= 1 and alpha > 0, at most {_MOST_ALPHA:g}"
+        raise ExamplesInvalid(f"{words}, not {client_count} and {alpha}")
     generator = np.random.Generator(np.random.PCG64(seed))
     topics = sorted({topic for each in topics_of_split.values() for topic in each})
     for _ in range(_DRAW_COUNT):

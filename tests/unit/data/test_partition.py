@@ -1,3 +1,4 @@
+import math
 from itertools import chain
 
 import pytest
@@ -66,7 +67,7 @@ def test_more_clients_than_examples_is_refused_with_a_way_out() -> None:
         partition_by_topic({"train": skills(4)}, client_count=5, alpha=1.0, seed=0)
 
 
-@pytest.mark.parametrize(("client_count", "alpha"), [(0, 1.0), (3, 0.0), (3, -1.0)])
+@pytest.mark.parametrize(("client_count", "alpha"), [(0, 1.0), (3, 0.0), (3, -1.0), (3, math.inf), (3, math.nan)])
 def test_arguments_without_a_meaning_are_refused(client_count: int, alpha: float) -> None:
     with pytest.raises(ExamplesInvalid, match="clients >= 1 and alpha > 0"):
         partition_by_topic({"train": skills(40)}, client_count=client_count, alpha=alpha, seed=0)
