@@ -1,22 +1,17 @@
 import pytest
 
 from fednano.data.example import Example
-from fednano.data.scoring import accuracy, accuracy_by_skill, is_right, letter_of
+from fednano.data.scoring import accuracy, is_right, letter_of
 from fednano.errors import ExamplesInvalid
 
 
-def example(answer: str, *skills: str) -> Example:
-    return Example(pid="1", images=(), question="What?", answer=answer, skills=skills)
+def example(answer: str) -> Example:
+    return Example(pid="1", images=(), question="What?", answer=answer)
 
 
 def test_only_the_very_same_text_is_right() -> None:
     examples = [example("3"), example("3"), example("3"), example("3")]
     assert accuracy(["3", " 3", "3.", "three"], examples) == 0.25
-
-
-def test_an_example_counts_for_each_of_its_skills() -> None:
-    examples = [example("3", "counting", "scene"), example("left", "spatial", "scene")]
-    assert accuracy_by_skill(["3", "right"], examples) == {"counting": 1.0, "scene": 0.5, "spatial": 0.0}
 
 
 def test_predictions_must_be_as_many_as_examples() -> None:
