@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from fednano.split.remote import RemoteLanguageModel
 from fednano.split.session import LabelledPass
+from fednano.tracing import span
 
 
 class LabelledLanguageModel(RemoteLanguageModel):
@@ -47,7 +48,8 @@ class LabelledLanguageModel(RemoteLanguageModel):
 
     def pass_loss(self, step: LabelledPass) -> tuple[Tensor, Tensor]:
         """The losses [N] and the gradient [S, D] of their weighted sum."""
-        return self._redo(lambda: self._run(self._loss(step)), "step with labels")
+        with span("loss", step_id=step.step_id, tokens=len(step.inputs_embeds_SD)):
+            return self._redo(lambda: self._run(self._loss(step)), "step with labels")
 
     def again(self, step: LabelledPass, weights_N: Tensor) -> Tensor:
         """The gradient with other weights."""

@@ -158,6 +158,7 @@ class StepSession:
             output_positions=step.output_positions,
             answer_ids=step.answer_ids_N.tolist(),
             weights=step.weights_N.tolist(),
+            traceparent=traceparent(),
         )
         await self._send(pb.StreamStepsRequest(loss=header), payload)
         answer = await self._stream.receive()

@@ -98,7 +98,9 @@ class StepSession:
             forward = self._forward_work(step, payload)
             work = LossWork(forward=forward, answer_ids=tuple(step.answer_ids), weights=tuple(step.weights))
             tokens = step.inputs_embeds.shape[0]
-            answer = await self._seat.loss(LossRequest(client=self._seat.client, token_count=tokens, work=work))
+            request = LossRequest(client=self._seat.client, token_count=tokens, work=work)
+            with span_for_peer("loss pass", step.traceparent, step_id=step.step_id, tokens=tokens):
+                answer = await self._seat.loss(request)
         spec, encoded = answer.grad_inputs_embeds
         result = pb.LossResult(step_id=step.step_id, nll=answer.nll, grad_inputs_embeds=spec)
         await self._answer(pb.StreamStepsResponse(loss_result=result), encoded)

@@ -71,6 +71,30 @@ print(inner.parent.span_id == outer.context.span_id)
     assert run(program) == "True"
 
 
+def test_a_pass_with_labels_is_part_of_the_clients_step() -> None:
+    program = (
+        RECORDING
+        + """
+import sys
+sys.path.insert(0, "tests/numerics")
+from test_loss_on_server import batch_of, edge_without_head, loss_and_gradients
+from whole_and_split import nano_language, remote_language
+async def main():
+    edge = edge_without_head()
+    async with remote_language(edge, nano_language(), loss_on_server=True) as remote:
+        with span("step", step=1):
+            await asyncio.to_thread(loss_and_gradients, edge, remote, batch_of(edge))
+asyncio.run(main())
+spans = {each.name: each for each in kept.get_finished_spans()}
+lines = [(name, spans[name].parent.span_id == spans[above].context.span_id, sorted(spans[name].attributes))
+         for name, above in (("loss pass", "loss"), ("loss", "step"))]
+print(lines)
+"""
+    )
+    said = "['step_id', 'tokens']"
+    assert run(program).splitlines()[-1] == f"[('loss pass', True, {said}), ('loss', True, {said})]"
+
+
 def test_an_error_is_told_by_its_class_and_not_by_its_words() -> None:
     program = (
         RECORDING
