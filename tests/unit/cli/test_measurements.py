@@ -99,7 +99,8 @@ def names_in(folder: Path) -> list[str]:
 
 async def test_a_file_in_tensorboards_place_is_told_of_without_a_measurement_too(tmp_path: Path) -> None:
     async def nothing() -> AsyncIterator[run_pb2.Measurement]:
-        for measurement in ():
+        measurements: list[run_pb2.Measurement] = []
+        for measurement in measurements:
             yield measurement
 
     out = tmp_path / "file"
