@@ -15,6 +15,11 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 EDGE_NAMES = ((EMBEDDING, "token_embedding.weight"), (HEAD, "head.weight"))
 
 
+def said_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that are null, which says no more than to leave them out."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 class SmallFiles(Protocol):
     """Where a checkpoint's files lie: a folder, or a repository on a hub."""
 
@@ -66,7 +71,7 @@ class Checkpoint:
             found = json.loads(content)
         except ValueError as error:
             raise ModelInvalid(f"{self.name}: {name} is no JSON ({error})", file=name) from error
-        return found if isinstance(found, dict) else {}
+        return said_in(found) if isinstance(found, dict) else {}
 
     def need(self, name: str) -> bytes:
         content = self.files.read(name)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fednano.errors import ModelInvalid
 from fednano.model.cutting.cut import EDGE_NAMES, EMBEDDING, HEAD, Cut, Half
-from fednano.model.cutting.shards import TensorPlace, Weights
+from fednano.model.cutting.shards import TORCH_TYPES, TensorPlace, Weights
 
 SAMPLE_BYTES = 256
 
@@ -66,6 +66,9 @@ def _all_of(expected: Shapes, found: Places, what: str) -> Places:
         message = f"the checkpoint lacks {len(missing)} of the {len(expected)} tensors that {what} needs: {names}"
         raise ModelInvalid(message, tensor=missing[0])
     for name, shape in expected.items():
+        if found[name].dtype not in TORCH_TYPES:
+            message = f"the tensor {name} is of type {found[name].dtype}: give the checkpoint before it was quantized"
+            raise ModelInvalid(message, tensor=name)
         if found[name].shape != shape:
             message = f"the tensor {name} is {list(found[name].shape)}, where config.json makes it {list(shape)}"
             raise ModelInvalid(message, tensor=name)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from fednano.errors import ModelInvalid
@@ -16,6 +17,7 @@ _PREFIX_BYTES = 8
 _MOST_HEADER_BYTES = 100_000_000
 # What the names of the types that safetensors has are in torch.
 TORCH_TYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,11 @@ def _header(source: Source, file: str) -> dict[str, TensorPlace]:
         places = {name: _place(file, said, data_start) for name, said in header.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(source, file, f"its header cannot be read: {error!r}") from error
-    end = max((place.start + place.size_bytes for place in places.values()), default=data_start)
+    end = data_start
+    for place in sorted(places.values(), key=lambda place: (place.start, place.size_bytes)):
+        if place.start != end:
+            raise _corrupt(source, file, "its tensors overlap, or leave a gap")
+        end += place.size_bytes
     if end != size_bytes:
         raise _corrupt(source, file, f"it has {size_bytes} bytes where its header says {end}")
     return places
@@ -93,11 +99,12 @@ def _header(source: Source, file: str) -> dict[str, TensorPlace]:
 
 def _place(file: str, said: Mapping[str, Any], data_start: int) -> TensorPlace:
     start, end = said["data_offsets"]
+    dtype, shape = str(said["dtype"]), tuple(said["shape"])
     if not 0 <= start <= end:
         raise ValueError(f"offsets {start} to {end}")
-    return TensorPlace(
-        file=file, dtype=said["dtype"], shape=tuple(said["shape"]), start=data_start + start, size_bytes=end - start
-    )
+    if dtype in _WIDTHS and prod(shape) * _WIDTHS[dtype] != end - start:
+        raise ValueError(f"{end - start} bytes for {list(shape)} of {dtype}")
+    return TensorPlace(file=file, dtype=dtype, shape=shape, start=data_start + start, size_bytes=end - start)
 
 
 def _corrupt(source: Source, file: str, why: str) -> ModelInvalid:

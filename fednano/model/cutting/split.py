@@ -8,15 +8,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fednano.errors import ModelInvalid
-from fednano.model.cutting.cut import Checkpoint, Cut, Half
+from fednano.model.cutting.cut import Checkpoint, Cut, Half, said_in
 from fednano.model.cutting.half_file import write_weights
 from fednano.model.cutting.language_shapes import language_shapes
 from fednano.model.cutting.placing import Placed, Places, common_digest, edge_modules, edge_places, place, server_places
 from fednano.model.cutting.shards import TORCH_TYPES, Weights, read_headers
 from fednano.model.cutting.source import Source
 from fednano.model.cutting.whole_folder import check_free, put_in_place
-from fednano.model.families.edge_folder import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from fednano.model.families.edge_folder import (
+    CONFIG_FILE,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    processor_of,
+)
 from fednano.model.families.known import ARCHITECTURES, MODULES
 from fednano.model.manifest import Manifest, read_manifest, write_manifest
 
@@ -65,9 +73,9 @@ def _cut_of(source: Source) -> tuple[Checkpoint, Cut]:
     if content is None:
         raise ModelInvalid(f"{source.name} has no {CONFIG_FILE}: give a checkpoint's folder", file=CONFIG_FILE)
     try:
-        config = json.loads(content)
-        names = list(config.get("architectures") or [])
-    except (ValueError, AttributeError) as error:
+        config = said_in(json.loads(content))
+        names = [str(name) for name in config.get("architectures", [])]
+    except (ValueError, AttributeError, TypeError) as error:
         raise ModelInvalid(f"{source.name}: {CONFIG_FILE} is no settings file ({error})", file=CONFIG_FILE) from error
     family = next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
     if family is None:
@@ -78,7 +86,18 @@ def _cut_of(source: Source) -> tuple[Checkpoint, Cut]:
         raise ModelInvalid(message, file=CONFIG_FILE, architecture=", ".join(names))
     checkpoint = Checkpoint(name=source.name, config=config, files=source)
     make_cut: Callable[[Checkpoint], Cut] = import_module(MODULES[family]).cut
-    return checkpoint, make_cut(checkpoint)
+    try:
+        return checkpoint, make_cut(checkpoint)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        message = f"{source.name}: its settings are not such as {family} has: {_why(error)}"
+        raise ModelInvalid(message, model=source.name) from error
+
+
+def _why(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _edge_config(cut: Cut, placed: Placed, with_head: bool) -> Any:
@@ -88,25 +107,24 @@ def _edge_config(cut: Cut, placed: Placed, with_head: bool) -> Any:
 
 
 def _manifest(cut: Cut, placed: Placed, config: Any, digest: str, model: str) -> Manifest:
-    dtype = TORCH_TYPES.get(placed.embedding.dtype, "")
-    if not dtype:
-        message = f"{model}: weights of type {placed.embedding.dtype}; give the checkpoint before it was quantized"
-        raise ModelInvalid(message)
     return Manifest(
         model=model,
         family=cut.family,
         digest=digest,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
-        dtype=dtype,
+        dtype=TORCH_TYPES[placed.embedding.dtype],
     )
 
 
 def _edge_files(checkpoint: Checkpoint, cut: Cut, config: Any) -> dict[str, bytes]:
+    """What is wrong with words is told now, and not to each client that loads the half."""
+    tokenizer, template = checkpoint.need(TOKENIZER_FILE), cut.template.encode()
+    processor_of(tokenizer, template, config)
     return {
         CONFIG_FILE: config.model_dump_json(indent=2).encode() + b"\n",
-        TOKENIZER_FILE: checkpoint.need(TOKENIZER_FILE),
-        TEMPLATE_FILE: cut.template.encode(),
+        TOKENIZER_FILE: tokenizer,
+        TEMPLATE_FILE: template,
     }
 
 

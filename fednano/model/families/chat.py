@@ -3,12 +3,15 @@
 C: colour channels   H, W: height and width in pixels
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +24,8 @@ from fednano.prompt import Prompt, cqm_a
 
 MARK = "<image>"
 _PROBE = "What is it ?"
+# What a template may do when it is rendered.
+_FAULTS = (TemplateError, TypeError, ValueError)
 
 
 class ChatConfig(BaseModel):
@@ -45,6 +50,9 @@ class ChatProcessor:
     """A Processor out of a tokenizer, a chat template and settings."""
 
     def __init__(self, tokenizer: Tokenizer, template: str, chat: ChatConfig, picture: PictureConfig) -> None:
+        # Whoever saved it may have had it cut prompts or fill them up, once.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         if tokenizer.token_to_id(chat.image_token) is None:
             tokenizer.add_special_tokens([chat.image_token])
         self._tokenizer = tokenizer
@@ -96,12 +104,22 @@ class ChatProcessor:
         return self._specials.sub(" ", text)
 
 
+def read_tokenizer(content: bytes) -> Tokenizer:
+    """Of a tokenizer.json."""
+    try:
+        if "model" not in json.loads(content):
+            raise ValueError("it has no model")
+    except (ValueError, TypeError) as error:
+        raise ModelInvalid(f"tokenizer.json is no tokenizer ({error}): take the tokenizer of the model") from error
+    return Tokenizer.from_buffer(content)
+
+
 class _Template:
     """A chat template as transformers' tokenizers have them, for one question."""
 
     def __init__(self, source: str, chat: ChatConfig) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
         environment.globals["raise_exception"] = _refuse
         try:
@@ -112,7 +130,7 @@ class _Template:
             self._takes_parts = self._is_clean(self._render([{"type": "text", "text": _PROBE}]))
             if _PROBE not in self.render(_PROBE):
                 raise ModelInvalid("the chat template leaves the question out: give another")
-        except TemplateError as error:
+        except _FAULTS as error:
             raise ModelInvalid(f"the chat template cannot be used: {error}") from error
 
     def render(self, asked: str) -> str:
@@ -123,7 +141,7 @@ class _Template:
         messages = [{"role": "user", "content": content}]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._words)
-        except (TemplateError, TypeError):
+        except _FAULTS:
             if isinstance(content, str):
                 raise
             return ""
@@ -132,11 +150,24 @@ class _Template:
         return _PROBE in text and "'text'" not in text
 
 
+class _Generation(Extension):
+    """``{% generation %}``, in LLaVA's templates too, marks the model's words for training; here it does nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the class above has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _refuse(message: str) -> None:
     raise TemplateError(message)
 
 
 def _id_of(tokenizer: Tokenizer, token: str) -> int:
+    if not token:
+        message = "no token ends an answer: tokenizer_config.json names no eos_token, nor do the other settings"
+        raise ModelInvalid(message, file="tokenizer_config.json")
     found: int | None = tokenizer.token_to_id(token)
     if found is None:
         raise ModelInvalid(f"tokenizer.json knows no token {token}: take the tokenizer of the model")

@@ -11,11 +11,10 @@ from typing import Literal, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from fednano.errors import ModelInvalid
-from fednano.model.families.chat import ChatConfig, ChatProcessor
+from fednano.model.families.chat import ChatConfig, ChatProcessor, read_tokenizer
 from fednano.model.families.picture import PictureConfig
 from fednano.model.manifest import Manifest, check_files
 from fednano.model.parts import EdgeParts
@@ -106,6 +105,9 @@ def _processor(folder: Path, config: EdgeConfig) -> ChatProcessor:
     for name in (TOKENIZER_FILE, TEMPLATE_FILE):
         if not (folder / name).is_file():
             raise ModelInvalid(f"{folder / name} is missing; cut the model again", file=str(folder / name))
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-    template = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-    return ChatProcessor(tokenizer, template, config.chat, config.picture)
+    return processor_of((folder / TOKENIZER_FILE).read_bytes(), (folder / TEMPLATE_FILE).read_bytes(), config)
+
+
+def processor_of(tokenizer: bytes, template: bytes, config: EdgeConfig) -> ChatProcessor:
+    """Of the content of an edge half's files. Raises ModelInvalid where they do not fit its settings."""
+    return ChatProcessor(read_tokenizer(tokenizer), template.decode(), config.chat, config.picture)

@@ -173,4 +173,8 @@ def tower(checkpoint: Checkpoint, defaults: Defaults) -> VitConfig:
 
 def _counted(layers: Sequence[int], layer_count: int) -> list[int]:
     """From the front: -1 is the last layer's output, 0 what the first layer gets."""
-    return [layer if layer >= 0 else layer_count + 1 + layer for layer in layers]
+    counted = [layer if layer >= 0 else layer_count + 1 + layer for layer in layers]
+    if not counted or not all(0 <= layer <= layer_count for layer in counted):
+        message = f"vision_feature_layer is {layers}, of {layer_count} layers"
+        raise ModelInvalid(message, file="config.json", field="vision_feature_layer")
+    return counted

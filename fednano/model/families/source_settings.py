@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from tokenizers import Tokenizer
 
 from fednano.errors import ModelInvalid
-from fednano.model.cutting.cut import Checkpoint
+from fednano.model.cutting.cut import Checkpoint, said_in
+from fednano.model.families.chat import read_tokenizer
 from fednano.model.families.picture import PictureConfig
 from fednano.model.families.vit import VitConfig
 
@@ -57,7 +57,7 @@ _SMOLVLM = {
 
 def vision_settings(checkpoint: Checkpoint, default: Mapping[str, Any]) -> VisionSettings:
     """``default`` is the family's vision_config, taken whole where the checkpoint has none."""
-    said = checkpoint.config.get("vision_config", default)
+    said = said_in(checkpoint.config.get("vision_config", default))
     model_type = said.get("model_type", default["model_type"])
     types = {
         "siglip_vision_model": _SIGLIP,
@@ -160,10 +160,18 @@ def language_config(checkpoint: Checkpoint, *, model_type: str, architectures: M
 
 
 def special_token(checkpoint: Checkpoint, kind: str) -> str:
-    """``bos_token`` or ``eos_token`` as the tokenizer's settings name it; empty: it has none."""
-    said = checkpoint.json("tokenizer_config.json").get(kind)
-    content = said.get("content", "") if isinstance(said, dict) else said
-    return content or _token_by_id(checkpoint, checkpoint.config.get("text_config", {}).get(f"{kind}_id"))
+    """``bos_token`` or ``eos_token`` as the tokenizer's settings name it, or the model's its id; empty: none does."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        said = checkpoint.json(name).get(kind)
+        content: str | None = said.get("content", "") if isinstance(said, dict) else said
+        if content:
+            return content
+    language = checkpoint.config.get("text_config", {})
+    for settings in (language, checkpoint.json("generation_config.json"), checkpoint.config):
+        token = _token_by_id(checkpoint, settings.get(f"{kind}_id"))
+        if token:
+            return token
+    return ""
 
 
 def token_of(checkpoint: Checkpoint, token_id: int, what: str) -> str:
@@ -177,8 +185,8 @@ def _token_by_id(checkpoint: Checkpoint, token_id: int | Sequence[int] | None) -
     first = token_id[0] if isinstance(token_id, Sequence) and token_id else token_id
     if not isinstance(first, int):
         return ""
-    tokenizer = Tokenizer.from_str(checkpoint.need("tokenizer.json").decode())
-    return tokenizer.id_to_token(first) or ""
+    token: str | None = read_tokenizer(checkpoint.need("tokenizer.json")).id_to_token(first)
+    return token or ""
 
 
 def template_of(checkpoint: Checkpoint, default: str) -> str:

@@ -16,6 +16,16 @@ CHAT = ChatConfig.model_validate(
     {"image_token": "<image>", "image_token_count": 3, "bos_token": "<s>", "eos_token": "</s>"}
 )
 
+# As it is published with LLaVA-1.5: pictures before words, and the model's words marked for training.
+PUBLISHED = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% if message['role'] != 'assistant' %}{{ part['text'] + ' '}}"
+    "{% else %}{% generation %}{{ part['text'] + ' '}}{% endgeneration %}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
 
 def tokenizer(*added: str) -> Tokenizer:
     """A letter a token, with Llama's way of the space that stands in front."""
@@ -43,6 +53,21 @@ def test_llava_is_asked_as_it_was_trained() -> None:
         "<s> USER: <image><image><image> \nContext: a shape\nWhich?\nA. red\nB. blue\n"
         "Answer with the option's letter from the given choices directly. ASSISTANT:"
     )
+
+
+def test_llavas_published_template_asks_in_the_same_words_as_the_familys_own() -> None:
+    prompt = Prompt(question="Which?", choices=("red", "blue"), asks_letter=True)
+    assert processor(PUBLISHED).prompt_ids(prompt) == processor().prompt_ids(prompt)
+
+
+def test_a_tokenizer_that_was_saved_cutting_and_filling_does_neither() -> None:
+    saved = tokenizer("<image>")
+    saved.enable_truncation(5)
+    saved.enable_padding(length=500)
+    made = ChatProcessor(saved, TEMPLATE, CHAT, PICTURE)
+    prompt = Prompt(question="Which?")
+    assert made.prompt_ids(prompt) == processor().prompt_ids(prompt)
+    assert made.answer_ids("two red circles") == processor().answer_ids("two red circles")
 
 
 def test_a_prompt_without_a_picture_has_no_placeholder() -> None:
@@ -97,6 +122,7 @@ def test_the_first_token_comes_once_where_the_template_writes_it() -> None:
         ("{% for", "cannot be used"),
         ("hello", "leaves the question out"),
         ("{{ raise_exception('no') }}", "cannot be used: no"),
+        ("{{ messages | tojson(nothing=1) }}", "cannot be used: .* unexpected keyword"),
     ],
 )
 def test_a_template_that_asks_nothing_is_refused(template: str, words: str) -> None:
