@@ -18,6 +18,8 @@ class Hub:
         self.sent_bytes: Counter[str] = Counter()
         # Whether parts of files can be had.
         self.gives_ranges = True
+        # How many of the next requests for a part are answered that it is busy.
+        self.busy_count = 0
         self.endpoint = ""
 
     def info(self) -> bytes:
@@ -47,6 +49,10 @@ class Handler(BaseHTTPRequestHandler):
     def _file(self, file: Path) -> None:
         asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if self.hub.gives_ranges else None
         content = file.read_bytes()
+        if asked and self.hub.busy_count:
+            self.hub.busy_count -= 1
+            self._answer(503, b"")
+            return
         if asked:
             content = content[int(asked[1]) : int(asked[2]) + 1]
         if self.command == "GET":

@@ -8,9 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, get_session, hf_hub_url
+from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, httpx  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    hf_raise_for_status,
+    http_backoff,
+    httpx,
+)
 
 from fednano.errors import ModelInvalid
 
@@ -66,7 +71,8 @@ class HubRepository:
     def _range(self, name: str, start: int, length: int) -> bytes:
         url = hf_hub_url(self.name, name, revision=self._commit.sha, endpoint=self._api.endpoint)
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
-        response = get_session().get(url, headers=headers, follow_redirects=True, timeout=RANGE_TIMEOUT_S)
+        # There are hundreds: one that gets lost, or comes too soon, is asked for again.
+        response = http_backoff("GET", url, headers=headers, follow_redirects=True, timeout=RANGE_TIMEOUT_S)
         hf_raise_for_status(response)
         if response.status_code != _PARTIAL_CONTENT:
             raise ModelInvalid(f"{self.name}: the hub gives no part of {name}: fetch the repository, give its folder")

@@ -72,6 +72,12 @@ def test_a_hub_that_gives_no_parts_is_not_read_whole_by_mistake(hub: Hub, tmp_pa
         split_model(HubRepository(NAME, endpoint=hub.endpoint), tmp_path / "out", only="edge")
 
 
+def test_a_hub_that_is_busy_for_a_moment_is_asked_again(hub: Hub, tmp_path: Path) -> None:
+    hub.busy_count = 1
+    split_model(HubRepository(NAME, endpoint=hub.endpoint), tmp_path / "out", only="edge")
+    assert hub.busy_count == 0
+
+
 def test_a_hub_that_cannot_be_reached_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ModelInvalid, match="cannot be had from the hub"):
         split_model(HubRepository(NAME, endpoint="http://127.0.0.1:9"), tmp_path / "out")
