@@ -37,7 +37,7 @@ async def test_parity_of_logits_gradients_and_answers(family: str, with_head: bo
     for name in COMPARED:
         theirs, ours = getattr(expected, name), getattr(found, name)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0 if same_kernels else CLOSE)
-        assert theirs.abs().max() > 500 * CLOSE, name
+        assert theirs.abs().max() > 200 * CLOSE, name
     assert found.generated == expected.generated
 
 

@@ -20,6 +20,8 @@ from transformers import (
     Blip2QFormerModel,
     Blip2VisionConfig,
     Blip2VisionModel,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -94,6 +96,29 @@ def llava() -> WholeModel:
     return _whole(LlavaForConditionalGeneration(config), lambda pixels_BCHW: {"pixel_values": pixels_BCHW})
 
 
+def llava_mistral() -> WholeModel:
+    """With a window that a prompt is longer than, and features of two layers."""
+    config = LlavaConfig(
+        vision_config=CLIP,
+        text_config=LLAMA | {"model_type": "mistral", "sliding_window": 24},
+        image_token_index=IMAGE_TOKEN_ID,
+        vision_feature_layer=[-2, -3],
+    )
+    return _whole(LlavaForConditionalGeneration(config), lambda pixels_BCHW: {"pixel_values": pixels_BCHW})
+
+
+def llava_siglip_qwen2() -> WholeModel:
+    """As LLaVA-Interleave has it, with a tied head."""
+    config = LlavaConfig(
+        vision_config=SIGLIP,
+        text_config=LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
+        image_token_index=IMAGE_TOKEN_ID,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return _whole(LlavaForConditionalGeneration(config), lambda pixels_BCHW: {"pixel_values": pixels_BCHW})
+
+
 def llava_next() -> WholeModel:
     config = LlavaNextConfig(
         vision_config=CLIP, text_config=LLAMA, image_token_index=IMAGE_TOKEN_ID, image_grid_pinpoints=[[56, 56]]
@@ -126,7 +151,17 @@ def smolvlm() -> WholeModel:
     config = SmolVLMConfig(
         vision_config=SMOLVLM_VISION, text_config=LLAMA, image_token_id=IMAGE_TOKEN_ID, scale_factor=2
     )
-    model = SmolVLMForConditionalGeneration(config)
+    return _joining(SmolVLMForConditionalGeneration(config))
+
+
+def idefics3() -> WholeModel:
+    config = Idefics3Config(
+        vision_config=SMOLVLM_VISION, text_config=LLAMA, image_token_id=IMAGE_TOKEN_ID, scale_factor=2
+    )
+    return _joining(Idefics3ForConditionalGeneration(config))
+
+
+def _joining(model: Any) -> WholeModel:
     return WholeModel(
         model=model,
         decoder=model.model.text_model,
@@ -202,9 +237,12 @@ def save_minigpt4(model: MiniGPT4, folder: Path) -> None:
 
 
 FAMILIES: dict[str, Callable[[], WholeModel]] = {
+    "idefics3": idefics3,
     "llava": llava,
+    "llava_mistral": llava_mistral,
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
+    "llava_siglip_qwen2": llava_siglip_qwen2,
     "minigpt4": minigpt4,
     "smolvlm": smolvlm,
 }
