@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fednano.errors import SettingsInvalid
+from fednano.model.manifest import sha256_of
 from fednano.telemetry import get_logger
 
 log = get_logger("client.features")
@@ -33,11 +34,7 @@ PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 
 def features_key(edge_folder: Path, encoder_type: torch.dtype, device: torch.device) -> str:
     """What features depend on but for the picture: the edge half's files, to the byte, and what computes with them."""
-    files = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(edge_folder.iterdir())
-        if path.is_file()
-    }
+    files = {path.name: sha256_of(path) for path in sorted(edge_folder.iterdir()) if path.is_file()}
     known = [FORMAT, torch.__version__, str(encoder_type), device.type, files]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
