@@ -104,6 +104,38 @@ def test_settings_that_are_missing_are_named_and_the_command_ends_with_2() -> No
     assert "--examples: Field required" in ended.stdout
 
 
+def test_what_fails_is_marked_and_the_command_ends_with_1(examples: Path) -> None:
+    absent = "cuda" if torch.backends.mps.is_available() or not torch.cuda.is_available() else "mps"
+    flags = {"--client-id": "client-1", "--server": "127.0.0.1:1", "--aggregator": "127.0.0.1:2", "--device": absent}
+    words = [word for flag in flags.items() for word in flag]
+    command = [sys.executable, "-m", "fednano.cli.main", "client", "doctor", "--insecure", "--examples", str(examples)]
+    ended = subprocess.run([*command, *words], capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    lines = [line for line in ended.stdout.splitlines() if not line.strip().startswith("->")]
+    marks = {line[6:].split("  ")[0]: line[:4].strip() for line in lines}
+    assert marks == {
+        "device": "FAIL",
+        "model": "ok",
+        "memory": marks["memory"],
+        "disk": "WARN",
+        "examples": "ok",
+        "certificate": "WARN",
+        "server 127.0.0.1:1": "FAIL",
+        "aggregator 127.0.0.1:2": "FAIL",
+    }
+    assert f"torch finds no {absent} device on this machine" in ended.stdout
+
+
+def test_a_disk_without_room_fails_and_memory_that_does_not_suffice_is_a_warning(
+    federation: SecureFederation, examples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.client.local_checks.LEAST_FREE_BYTES", 1 << 60)
+    found = rows(settings(federation, examples, feature_memory_bytes=1 << 50))
+    assert failed(found) == {"disk, state", "disk, features"}
+    assert "make room" in found["disk, state"].next
+    assert found["memory"].state == "warn"
+
+
 def test_a_peer_that_is_not_there_fails_alone(federation: SecureFederation, examples: Path) -> None:
     found = rows(settings(federation, examples, server="127.0.0.1:1"))
     assert failed(found) == {"server"}
