@@ -23,7 +23,7 @@ WITHOUT_AGGREGATOR = {
 OPERATOR_COMMANDS = {
     *(f"run {name}" for name in ("create", "list", "get", "watch", "cancel", "pause", "resume", "export")),
     *(f"round {name}" for name in ("list", "get")),
-    *(f"client {name}" for name in ("list", "get", "evict", "token create")),
+    *(f"client {name}" for name in ("list", "get", "evict", "token create", "token list", "token revoke")),
     *(f"adapter {name}" for name in ("export", "inspect")),
     "status",
 }
