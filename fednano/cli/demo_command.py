@@ -13,6 +13,7 @@ from fednano.cli.exits import or_exit
 from fednano.cli.method_flags import MethodFlags
 from fednano.cli.options import DemoMethod, DemoOptions, WireEncoding
 from fednano.cli.presets import PRESETS
+from fednano.cli.run_config import MOST_SEED
 
 
 class PresetName(StrEnum):
@@ -46,7 +47,7 @@ def demo(
     clients: Clients = None,
     rounds: Annotated[int, Option(min=1, max=1000, help="Rounds of training.")] = 10,
     method: Annotated[DemoMethod, Option(help="Federated algorithm.")] = DemoMethod.FEDNANO,
-    seed: Annotated[int, Option(min=0, help="Decides examples, split, adapters, order.")] = 0,
+    seed: Annotated[int, Option(min=0, max=MOST_SEED, help="Decides examples, split, adapters, order.")] = 0,
     alpha: Annotated[float, Option(min=0.01, help="Dirichlet split: small is less alike.")] = 1.0,
     out: Annotated[Path, Option(help="Folder for state, logs and report.")] = Path("runs/demo"),
     train_examples: TrainExamples = None,

@@ -127,7 +127,8 @@ def client_enroll(
 def parse_ttl_s(text: str) -> int:
     """Seconds of a duration such as 12h. Raises SettingsInvalid."""
     number, unit = text[:-1], text[-1:]
-    if not number.isdecimal() or unit not in SECONDS or not int(number):
+    # Longer ones are no whole number that the contract's field takes.
+    if not number.isdecimal() or len(number) > 9 or unit not in SECONDS or not int(number):
         raise SettingsInvalid(f"--ttl: {text!r} is no duration, such as 30m, 12h or 7d")
     return int(number) * SECONDS[unit]
 

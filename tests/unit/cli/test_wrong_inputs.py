@@ -19,6 +19,7 @@ from fednano.errors import ModelInvalid
 
 # Nobody listens on port 1, and none of these gets as far.
 CREATE = ("run", "create", "--aggregator", "127.0.0.1:1", "--insecure", "--model", "nano")
+TOKEN = ("client", "token", "create", "--aggregator", "127.0.0.1:1", "--tls-ca", "text")
 ASK = ("ask", "--question", "which figure?", "--adapter", "adapter.safetensors", "--image")
 
 
@@ -51,6 +52,9 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ((*CREATE, "--fisher-max-examples", "9999999999"), "--fisher-max-examples must be a number"),
         ((*CREATE, "--config", "none.toml"), "--config: none.toml: No such file or directory"),
         (("run", "watch", "demo", "--after-sequence", "9" * 20), "Invalid value for '--after-sequence'"),
+        ((*TOKEN, "--ttl", f"{'9' * 20}d"), "is no duration, such as 30m"),
+        ((*TOKEN, "--token-file", "bytes"), "--token-file: bytes holds no text"),
+        (("demo", "--seed", "9" * 20), "Invalid value for '--seed'"),
         (("client", "doctor", "--env", "bytes"), "--env: bytes holds no text"),
         (("audit", "verify", "none"), "none: No such file or directory"),
         (("certs", "init", "text"), "text: File exists"),
