@@ -12,6 +12,8 @@ from typing import Any
 
 from datasets import Image as ImageColumn
 from datasets import load_dataset
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowInvalid
 
 from fednano.data.jsonl import EXAMPLES_FILE, SPLITS
 from fednano.errors import ExamplesInvalid
@@ -29,13 +31,21 @@ def import_parquet(source: Path, out: Path) -> dict[str, int]:
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
+    try:
+        counts = _write(_files_of_split(source), draft)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return counts
+
+
+def _write(files_of_split: Mapping[str, list[Path]], folder: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
-    with (draft / EXAMPLES_FILE).open("w", encoding="utf-8") as lines:
-        for split, files in _files_of_split(source).items():
-            for line in _lines(split, files, draft):
+    with (folder / EXAMPLES_FILE).open("w", encoding="utf-8") as lines:
+        for split, files in files_of_split.items():
+            for line in _lines(split, files, folder):
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
                 counts[split] = counts.get(split, 0) + 1
-    draft.rename(out)
     return counts
 
 
@@ -51,9 +61,13 @@ def _files_of_split(source: Path) -> dict[str, list[Path]]:
 
 
 def _lines(split: str, files: list[Path], folder: Path) -> Iterator[dict[str, Any]]:
-    rows = load_dataset(
-        "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(folder / ".cache")
-    )
+    try:
+        rows = load_dataset(
+            "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(folder / ".cache")
+        )
+    except (DatasetGenerationError, ArrowInvalid) as error:
+        names = ", ".join(str(file) for file in files)
+        raise ExamplesInvalid(f"no Parquet can be read from {names}: {error.__cause__ or error}") from None
     missing = [column for column in NEEDED if column not in rows.column_names]
     if missing:
         raise ExamplesInvalid(f"{files[0]} has no column {missing[0]}: it has {', '.join(rows.column_names)}")

@@ -65,3 +65,12 @@ def test_a_row_without_an_answer_is_named(tmp_path: Path) -> None:
     source = write(tmp_path / "train.parquet", question=["Which?", "What?"], answer=["one", None])
     with pytest.raises(ExamplesInvalid, match="row 2 of train: answer is missing"):
         import_from(source, tmp_path / "out")
+
+
+def test_a_file_that_is_no_parquet_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "train.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ExamplesInvalid, match=r"no Parquet can be read from .*train\.parquet: "):
+        import_from(source, tmp_path / "out")
+    assert [one.name for one in tmp_path.iterdir()] == ["source"]
