@@ -13,7 +13,6 @@ from typing import Any
 from datasets import Image as ImageColumn
 from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
-from pyarrow import ArrowInvalid
 
 from fednano.data.jsonl import EXAMPLES_FILE, SPLITS
 from fednano.errors import ExamplesInvalid
@@ -65,7 +64,8 @@ def _lines(split: str, files: list[Path], folder: Path) -> Iterator[dict[str, An
         rows = load_dataset(
             "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(folder / ".cache")
         )
-    except (DatasetGenerationError, ArrowInvalid) as error:
+    # pyarrow tells of a file that is none by a ValueError.
+    except (DatasetGenerationError, ValueError) as error:
         names = ", ".join(str(file) for file in files)
         raise ExamplesInvalid(f"no Parquet can be read from {names}: {error.__cause__ or error}") from None
     missing = [column for column in NEEDED if column not in rows.column_names]
