@@ -40,8 +40,8 @@ def to_table(results: Results) -> Table:
     """The same, shorter, for a terminal."""
     table = Table("", "average, %", "difference", "to", "seeds", title=results.title)
     for row in results.rows:
-        cells = _cells(row, [])
-        table.add_row(*cells[:5])
+        # Bold in Markdown is no bold in a terminal.
+        table.add_row(*(cell.replace("**", "") for cell in _cells(row, [])[:5]))
     return table
 
 

@@ -11,7 +11,7 @@ from experiments.definitions import FISHER, METHODS, RANK, Experiment
 from experiments.outcomes import Outcome, load_outcome, save_outcome
 from experiments.plots import write_plots
 from experiments.results import Results, Row, make_rows
-from experiments.tables import to_markdown
+from experiments.tables import to_markdown, to_table
 from fednano.errors import SettingsInvalid
 
 
@@ -112,3 +112,9 @@ def test_a_file_that_is_not_the_cells_is_named(tmp_path: Path, text: str) -> Non
     path.write_text(text)
     with pytest.raises(SettingsInvalid, match=path.name):
         load_outcome(tmp_path, Cell())
+
+
+def test_a_terminal_shows_no_markdown() -> None:
+    rows = make_rows(METHODS, outcomes({"FedAvg": [0.5, 0.9], "FedNano": [0.6, 1.01]}))
+    shown = [cell for column in to_table(results(METHODS, rows)).columns for cell in column.cells]
+    assert "+10.5 ± 6.4" in shown
