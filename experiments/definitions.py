@@ -13,7 +13,8 @@ Changes = Mapping[str, Any]
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """A row of the table: ``changes`` are fields of Cell. Where arms are points of curves, ``x`` is the arm's place on
-    the curve ``curve``, and ``point`` the axis' name for it.
+    the curve ``curve``, and ``point`` the axis' name for it. ``rate_of``, where it is not None, are the changes of the
+    arm whose learning rate it takes: its own is not swept.
     """
 
     label: str
@@ -23,9 +24,14 @@ class Arm:
     curve: str = ""
     point: str = ""
     x: float = 0.0
+    rate_of: Changes | None = None
 
     def cell(self, common: Cell) -> Cell:
         return replace(common, **self.changes)
+
+    def swept_cell(self, common: Cell) -> Cell:
+        """What its learning rate is chosen by."""
+        return replace(common, **(self.changes if self.rate_of is None else self.rate_of))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,16 +167,20 @@ GRAM_CASES: Sequence[tuple[str, Changes]] = (
     ("3 epochs", {"local_epochs": 3}),
     ("a noisy client", {"noisy_clients": 1}),
 )
+# Each arm's rate is chosen at K = 5, one epoch, nobody noisy, at each alpha.
 GRAM_STUDY = Experiment(
     name="gram",
     title="Whether the Gram-weighted merge holds (protocol: experiments/GRAM.md)",
-    arms=_grid(
-        {"FedAvg": "fedavg", "FedNano-Gram": "fednano_gram"},
-        [
-            (f"alpha = {alpha:g}, {words}", alpha, {"alpha": alpha, **case})
-            for words, case in GRAM_CASES
-            for alpha in (1.0, 0.1)
-        ],
+    arms=tuple(
+        replace(arm, rate_of={name: arm.changes[name] for name in ("method", "alpha")})
+        for arm in _grid(
+            {"FedAvg": "fedavg", "FedNano-Gram": "fednano_gram"},
+            [
+                (f"alpha = {alpha:g}, {words}", alpha, {"alpha": alpha, **case})
+                for words, case in GRAM_CASES
+                for alpha in (1.0, 0.1)
+            ],
+        )
     ),
     baseline_of=_fedavg_there,
 )

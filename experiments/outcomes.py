@@ -12,11 +12,15 @@ from fednano.errors import SettingsInvalid
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """``report`` has the fields of a demo's report.json; ``commit`` is what the cell was run with, "" if unknown."""
+    """``report`` has the fields of a demo's report.json; ``commit`` is what the cell was run with, "" if unknown.
+
+    ``simulated``: in one process and not on the services, so that nothing was sent and no byte counted.
+    """
 
     cell: Cell
     report: Mapping[str, Any]
     commit: str
+    simulated: bool = False
 
     @property
     def accuracy(self) -> float:
@@ -46,7 +50,10 @@ def save_outcome(folder: Path, outcome: Outcome) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{outcome.cell.name}.json"
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(asdict(outcome), indent=1) + "\n")
+    written = asdict(outcome)
+    if not outcome.simulated:
+        del written["simulated"]
+    draft.write_text(json.dumps(written, indent=1) + "\n")
     draft.replace(path)
 
 
@@ -57,7 +64,12 @@ def load_outcome(folder: Path, cell: Cell) -> Outcome | None:
         return None
     try:
         found = json.loads(path.read_text())
-        outcome = Outcome(cell=_cell(found["cell"]), report=found["report"], commit=found["commit"])
+        outcome = Outcome(
+            cell=_cell(found["cell"]),
+            report=found["report"],
+            commit=found["commit"],
+            simulated=found.get("simulated", False),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsInvalid(f"{path} is no cell of an experiment ({error}): remove it to run it again") from None
     if outcome.cell != cell:

@@ -13,7 +13,8 @@ from experiments.statistics import Estimate, estimate
 class Row:
     """Accuracies are parts of one. ``difference`` is seed by seed, to the arm ``baseline``; None where there is none.
 
-    ``same_bits``: in every seed the final adapter is the baseline's, bit for bit.
+    ``same_bits``: in every seed the final adapter is the baseline's, bit for bit. ``sent_bytes`` is a run's mean; None
+    where runs were simulated, which send nothing.
     """
 
     label: str
@@ -28,14 +29,17 @@ class Row:
     baseline: str | None
     difference: Estimate | None
     same_bits: bool
-    sent_bytes: float
+    sent_bytes: float | None
     bytes: dict[str, float]
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """``rates`` has, where they were swept, the validation accuracy of each arm at each learning rate."""
+    """``rates`` has, where they were swept, the validation accuracy of each arm at each learning rate.
+
+    ``simulated`` is the number of runs behind the rows that were not on the services.
+    """
 
     name: str
     title: str
@@ -44,6 +48,7 @@ class Results:
     commits: tuple[str, ...]
     settings: dict[str, object]
     rates: dict[str, dict[float, float]]
+    simulated: int = 0
     rows: tuple[Row, ...]
 
 
@@ -54,6 +59,7 @@ def make_rows(experiment: Experiment, outcomes: Mapping[str, Sequence[Outcome]])
 
 def _row(arm: Arm, baseline: str | None, outcomes: Mapping[str, Sequence[Outcome]]) -> Row:
     own = outcomes[arm.label]
+    sent = [outcome for outcome in own if not outcome.simulated]
     pairs = _pairs(own, outcomes.get(baseline or "", ()))
     names = sorted(own[0].per_client, key=lambda name: (len(name), name))
     return Row(
@@ -69,8 +75,10 @@ def _row(arm: Arm, baseline: str | None, outcomes: Mapping[str, Sequence[Outcome
         baseline=baseline,
         difference=estimate([one.accuracy - other.accuracy for one, other in pairs]) if pairs else None,
         same_bits=bool(pairs) and all(one.adapter_sha256 == other.adapter_sha256 for one, other in pairs),
-        sent_bytes=fmean(outcome.sent_bytes for outcome in own),
-        bytes={kind: fmean(outcome.report["bytes"][kind] for outcome in own) for kind in own[0].report["bytes"]},
+        sent_bytes=fmean(outcome.sent_bytes for outcome in sent) if sent else None,
+        bytes={kind: fmean(one.report["bytes"][kind] for one in sent) for kind in sent[0].report["bytes"]}
+        if sent
+        else {},
         seconds=fmean(outcome.report["seconds"] for outcome in own),
     )
 

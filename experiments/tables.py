@@ -31,7 +31,7 @@ def to_markdown(results: Results, plots: Iterable[str]) -> str:
             *_rates(results),
         ]
     commits = ", ".join(f"`{commit}`" for commit in results.commits) or "(unknown)"
-    lines += ["", f"Run with commit {commits}. Settings that all rows share:", ""]
+    lines += ["", f"Run with commit {commits}. {_simulated(results)}Settings that all rows share:", ""]
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in results.settings.items()]
     return "\n".join(lines) + "\n"
 
@@ -59,7 +59,7 @@ def _cells(row: Row, clients: Sequence[str]) -> list[str]:
         f"{difference}, same bits" if row.same_bits else difference,
         row.baseline or "" if row.difference else "",
         str(row.accuracy.count),
-        f"{row.sent_bytes / 1e6:.1f}",
+        "" if row.sent_bytes is None else f"{row.sent_bytes / 1e6:.1f}",
         f"{row.learning_rate:g}",
     ]
 
@@ -73,6 +73,13 @@ def _points(found: Estimate) -> str:
     width = "" if found.half_width is None else f" ± {100 * found.half_width:.1f}"
     text = f"{100 * found.mean:+.1f}{width}"
     return f"**{text}**" if found.excludes_zero else text
+
+
+def _simulated(results: Results) -> str:
+    if not results.simulated:
+        return ""
+    runs = sum(len(row.seeds) for row in results.rows)
+    return f"{results.simulated} of the {runs} runs in one process (`python -m tools.simulate`): the services' bits. "
 
 
 def _rates(results: Results) -> list[str]:

@@ -1,7 +1,7 @@
 """An experiment: learning rates on validation where they are swept, then every arm and seed, then table and plots."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +17,8 @@ from fednano.cli.experiment_cells import Places, finished_cells, run_cells
 from fednano.cli.experiment_progress import ExperimentProgress
 from fednano.errors import SettingsInvalid
 
+# Cells to their outcomes, those that are finished and those that it runs.
+Runner = Callable[[Sequence[Cell], Places, ExperimentProgress], Mapping[Cell, Outcome]]
 # Settings that a reader of the table wants to see, of those that all arms share.
 DATA_FIELDS = ("preset", "examples", "train_examples", "test_examples", "clients", "alpha", "split")
 TRAINING_FIELDS = ("rounds", "rank", "batch_size", "local_epochs", "learning_rate", "proximal_mu", "gram_step")
@@ -41,12 +43,16 @@ class ExperimentOptions:
         return Places(cells=self.cells, work=self.out / "work")
 
 
-def run_experiment(options: ExperimentOptions, progress: ExperimentProgress) -> Results:
-    """Runs what has not been run, and writes results.json, table.md and plots to ``options.out``.
+def run_experiment(options: ExperimentOptions, progress: ExperimentProgress, run: Runner = run_cells) -> Results:
+    """Runs what has not been run by ``run``, and writes results.json, table.md and plots to ``options.out``.
 
     Raises SettingsInvalid where only what is finished is asked for, and nothing is.
     """
-    swept = _sweep(options, progress)
+
+    def outcomes_of(cells: Sequence[Cell]) -> Mapping[Cell, Outcome]:
+        return finished_cells(cells, options.places) if options.finished_only else run(cells, options.places, progress)
+
+    swept = _sweep(options, outcomes_of)
     commons = {arm.label: _with_best_rate(options.common, swept.get(arm.label)) for arm in options.experiment.arms}
     cells = [
         (arm, arm.cell(replace(commons[arm.label], seed=seed)))
@@ -54,7 +60,7 @@ def run_experiment(options: ExperimentOptions, progress: ExperimentProgress) -> 
         for arm in options.experiment.arms
         if seed in _seeds_of(arm, options.seeds)
     ]
-    found = _outcomes([cell for _, cell in cells], options, progress)
+    found = outcomes_of([cell for _, cell in cells])
     outcomes: dict[str, list[Outcome]] = {}
     for arm, cell in cells:
         if cell in found:
@@ -72,26 +78,22 @@ def run_experiment(options: ExperimentOptions, progress: ExperimentProgress) -> 
     return results
 
 
-def _sweep(options: ExperimentOptions, progress: ExperimentProgress) -> dict[str, dict[float, float]]:
+def _sweep(
+    options: ExperimentOptions, outcomes_of: Callable[[Sequence[Cell]], Mapping[Cell, Outcome]]
+) -> dict[str, dict[float, float]]:
     """The mean accuracy of each arm at each rate, on the validation split of seeds that no result is reported on."""
     cells = [
-        (arm.label, rate, arm.cell(replace(options.common, seed=seed, split="val", learning_rate=rate)))
+        (arm.label, rate, arm.swept_cell(replace(options.common, seed=seed, split="val", learning_rate=rate)))
         for seed in options.validation_seeds
         for arm in options.experiment.arms
         for rate in options.rates
     ]
     values: dict[str, dict[float, list[float]]] = {}
-    found = _outcomes([cell for _, _, cell in cells], options, progress)
+    found = outcomes_of([cell for _, _, cell in cells])
     for label, rate, cell in cells:
         if cell in found:
             values.setdefault(label, {}).setdefault(rate, []).append(found[cell].accuracy)
     return {label: {rate: fmean(each) for rate, each in by_rate.items()} for label, by_rate in values.items()}
-
-
-def _outcomes(cells: Sequence[Cell], options: ExperimentOptions, progress: ExperimentProgress) -> dict[Cell, Outcome]:
-    if options.finished_only:
-        return finished_cells(cells, options.places)
-    return run_cells(cells, options.places, progress)
 
 
 def _with_best_rate(common: Cell, accuracies: dict[float, float] | None) -> Cell:
@@ -120,5 +122,6 @@ def _results(
         commits=tuple(commits),
         settings={name: fields[name] for name in (*DATA_FIELDS, *TRAINING_FIELDS) if name not in changed},
         rates=swept,
+        simulated=sum(outcome.simulated for each in outcomes.values() for outcome in each),
         rows=make_rows(experiment, outcomes),
     )

@@ -76,21 +76,21 @@ def experiment(
 
     own = "" if examples is None else str(examples.resolve())
     given = {"clients": clients, "train_examples": train_examples, "learning_rate": learning_rate}
-    settings = _preset_settings(preset) | {key: value for key, value in given.items() if value is not None}
+    settings = preset_settings(preset) | {key: value for key, value in given.items() if value is not None}
     settings |= {"rounds": rounds, "alpha": alpha, "split": split.value, "examples": own}
     test_seeds = range(first_seed, first_seed + seeds)
     folder = out or Path("runs/experiments") / name
 
     def work() -> None:
-        asked = _experiment(name, only or [])
-        sweep = _rates(rates), range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + validation_seeds)
-        options = _options(asked, settings, test_seeds, sweep, folder, cells or folder / "cells")
+        asked = named_experiment(name, only or [])
+        sweep = parse_rates(rates), range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + validation_seeds)
+        options = make_options(asked, settings, test_seeds, sweep, folder, cells or folder / "cells")
         _run(replace(options, finished_only=finished), as_json)
 
     or_exit(work, interrupted="stopped; the same command continues")
 
 
-def _options(
+def make_options(
     asked: "Experiment",
     settings: Mapping[str, Any],
     seeds: Sequence[int],
@@ -117,7 +117,7 @@ def _options(
     )
 
 
-def _preset_settings(preset: str) -> dict[str, Any]:
+def preset_settings(preset: str) -> dict[str, Any]:
     """What was chosen for it, as fields of Cell; nano's for a model's folder."""
     chosen = PRESETS.get(preset, PRESETS[DEFAULT])
     return {
@@ -131,7 +131,7 @@ def _preset_settings(preset: str) -> dict[str, Any]:
     }
 
 
-def _experiment(name: str, labels: Sequence[str]) -> "Experiment":
+def named_experiment(name: str, labels: Sequence[str]) -> "Experiment":
     """The experiment by that name, with these arms of it; with all where none is named."""
     # Here, for the other commands do not need what it imports.
     from experiments.definitions import EXPERIMENTS
@@ -145,7 +145,7 @@ def _experiment(name: str, labels: Sequence[str]) -> "Experiment":
     return replace(found, arms=tuple(arm for arm in found.arms if arm.label in labels or not labels))
 
 
-def _rates(text: str) -> tuple[float, ...]:
+def parse_rates(text: str) -> tuple[float, ...]:
     try:
         return tuple(sorted({float(rate) for rate in text.split(",") if rate.strip()}))
     except ValueError:
