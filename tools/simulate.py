@@ -29,6 +29,7 @@ from fednano.cli.experiment_command import (
     Seeds,
     Split,
     ValidationSeeds,
+    check_rate,
     make_options,
     named_experiment,
     parse_rates,
@@ -56,6 +57,7 @@ def main(
     """Simulates an experiment's runs; what is finished, on services or here, is not run again."""
     settings = preset_settings(preset) | {"alpha": alpha, "split": split.value}
     if learning_rate is not None:
+        check_rate(learning_rate, "--learning-rate")
         settings["learning_rate"] = learning_rate
     folder = out or Path("runs/simulations") / name
     sweep = parse_rates(rates), range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + validation_seeds)

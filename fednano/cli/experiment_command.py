@@ -1,6 +1,7 @@
 """`fednano experiment`: the paper's experiments on real services of this machine."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
@@ -13,6 +14,7 @@ from typer import Option
 
 from fednano.cli.exits import EXIT_WORDS, or_exit
 from fednano.cli.presets import DEFAULT, PRESETS
+from fednano.cli.run_config import MOST_SEED
 from fednano.errors import SettingsInvalid
 
 if TYPE_CHECKING:
@@ -22,17 +24,18 @@ if TYPE_CHECKING:
 NAMES = "methods, adapters, fisher, rank, frequency, clients, heterogeneity, gram, cost"
 # No result is reported on seeds from here on.
 FIRST_VALIDATION_SEED = 100
+MOST_SEEDS = 1000
 Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of {NAMES}.")]
 Preset = Annotated[str, Option(help="A model preset's name, or a model's folder.")]
-Seeds = Annotated[int, Option(min=1, help="Seeds of each arm: each its own examples, split and order.")]
-FirstSeed = Annotated[int, Option(min=0, help="The first of them.")]
+Seeds = Annotated[int, Option(min=1, max=MOST_SEEDS, help="Seeds of each arm: each its own examples, split and order.")]
+FirstSeed = Annotated[int, Option(min=0, max=MOST_SEED - MOST_SEEDS, help="The first of them.")]
 Clients = Annotated[int | None, Option(min=1, max=50, help="Client processes of a run. (the preset's: 5)")]
 Rounds = Annotated[int, Option(min=1, help="Rounds of training.")]
 Alpha = Annotated[float, Option(min=0.01, help="Dirichlet split: small is less alike.")]
 TrainExamples = Annotated[int | None, Option(min=10, help="Over all clients. (the preset's: 1000)")]
 LearningRate = Annotated[float | None, Option(help="Of AdamW, where --rates is not given. (the preset's: 0.008)")]
 Rates = Annotated[str, Option(help="Learning rates, commas between: each arm takes its best on validation.")]
-ValidationSeeds = Annotated[int, Option(min=1, help="Seeds that rates are chosen on, from 100 on.")]
+ValidationSeeds = Annotated[int, Option(min=1, max=MOST_SEEDS, help="Seeds that rates are chosen on, from 100 on.")]
 OwnExamples = Annotated[Path | None, Option(metavar="DIR", help="Your own examples; see docs/data.md.")]
 Only = Annotated[list[str] | None, Option(metavar="LABEL", help="Only this arm, as the table names it; repeatable.")]
 Out = Annotated[Path | None, Option(help="Folder for results. (runs/experiments/NAME)")]
@@ -83,6 +86,8 @@ def experiment(
 
     def work() -> None:
         asked = named_experiment(name, only or [])
+        if learning_rate is not None:
+            check_rate(learning_rate, "--learning-rate")
         sweep = parse_rates(rates), range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + validation_seeds)
         options = make_options(asked, settings, test_seeds, sweep, folder, cells or folder / "cells")
         _run(replace(options, finished_only=finished), as_json)
@@ -147,9 +152,18 @@ def named_experiment(name: str, labels: Sequence[str]) -> "Experiment":
 
 def parse_rates(text: str) -> tuple[float, ...]:
     try:
-        return tuple(sorted({float(rate) for rate in text.split(",") if rate.strip()}))
+        rates = tuple(sorted({float(rate) for rate in text.split(",") if rate.strip()}))
     except ValueError:
         raise SettingsInvalid(f"--rates: {text!r} is no list of numbers, such as 2e-3,4e-3,8e-3") from None
+    for rate in rates:
+        check_rate(rate, "--rates")
+    return rates
+
+
+def check_rate(rate: float, flag: str) -> None:
+    """Before any service is started: the aggregator would refuse it."""
+    if not 0 < rate < math.inf:
+        raise SettingsInvalid(f"{flag}: {rate:g} is no learning rate: it is a number above 0")
 
 
 def _run(options: "ExperimentOptions", as_json: bool) -> None:

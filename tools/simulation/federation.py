@@ -6,7 +6,7 @@ see each other.
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +30,8 @@ from services.server.settings import ServerSettings
 from tools.simulation.in_process import InProcessLanguageModel
 
 TIMEOUT_S = 3600
+# Updates, the round's base adapter, the run's configuration and the round's number to the next adapter's file.
+Merge = Callable[[Sequence[MergeUpdate], Path, run_pb2.RunConfig, int], bytes]
 ADAPTER, FISHER, GRAM = "adapter.safetensors", "fisher.safetensors", "gram.safetensors"
 
 
@@ -69,7 +71,14 @@ def load_holdings(cell: Cell, examples: Path, parts: EdgeParts, features: Featur
     return {POOLED_CLIENT: whole}
 
 
-def simulate(cell: Cell, model: Model, holdings: Mapping[str, Holdings], folder: Path) -> dict[str, Any]:
+def merge_by_method(updates: Sequence[MergeUpdate], base: Path, config: run_pb2.RunConfig, _number: int) -> bytes:
+    """The aggregator's."""
+    return merged(updates, base, config).content
+
+
+def simulate(
+    cell: Cell, model: Model, holdings: Mapping[str, Holdings], folder: Path, merge: Merge = merge_by_method
+) -> dict[str, Any]:
     """The fields of report.json that an experiment's tables need. Files of the run go to ``folder``."""
     start_s = time.monotonic()
     config = _config(cell, model)
@@ -81,7 +90,7 @@ def simulate(cell: Cell, model: Model, holdings: Mapping[str, Holdings], folder:
         round_name = RoundName(run=cell.name, number=number)
         bases = _bases(clients, base, cell, number)
         updates = [_update(client, round_name, bases[client.name], config) for client in clients]
-        base.write_bytes(merged(updates, base, config).content)
+        base.write_bytes(merge(updates, base, config, number))
     after = _accuracies(clients, round_name, _bases(clients, base, cell, number + 1))
     return {
         "accuracy": {

@@ -98,6 +98,10 @@ def test_what_is_finished_is_shown_alone_where_that_is_asked_for(tmp_path: Path)
         (["nothing"], "no experiment nothing"),
         (["methods", "--only", "FedAvgg"], "is no arm of methods"),
         (["methods", "--rates", "fast"], "is no list of numbers"),
+        (["methods", "--rates", "3e-3,-1"], "--rates: -1 is no learning rate"),
+        (["methods", "--rates", "nan"], "--rates: nan is no learning rate"),
+        (["methods", "--learning-rate", "0"], "--learning-rate: 0 is no learning rate"),
+        (["methods", "--first-seed", "9223372036854775807"], "--first-seed"),
         (["methods", "--rates", "1e-3", "--first-seed", "99"], "are those that rates are chosen on"),
     ],
 )
