@@ -22,7 +22,7 @@ THREADS = 4
 CACHE_BYTES = 1 << 30
 # A merge reads its updates where it was told they are: copies in use are not dropped.
 CACHE_GRACE_S = 600.0
-NOTICE = b"Artifacts of a FedNano aggregator, each named by the SHA-256 of its bytes. Nothing here ever changes.\n"
+NOTICE = b"Artifacts of a FedNano aggregator, each named by the SHA-256 of its bytes. No file here ever changes.\n"
 
 Answer = TypeVar("Answer")
 
@@ -111,6 +111,14 @@ class Bucket:
     def forget(self, sha256: str) -> bool:
         self._copy(sha256).unlink(missing_ok=True)
         return True
+
+    def delete(self, sha256: str) -> int:
+        self._copy(sha256).unlink(missing_ok=True)
+        size_bytes = self.size_bytes(sha256)
+        if size_bytes is None:
+            return 0
+        self._within_deadline(lambda: self._files.rm_file(self._key(sha256)))
+        return size_bytes
 
     def __str__(self) -> str:
         return self._shown

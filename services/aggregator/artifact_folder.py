@@ -47,6 +47,16 @@ class LocalFolder:
     def forget(self, sha256: str) -> bool:
         return False
 
+    def delete(self, sha256: str) -> int:
+        target = self._target(sha256)
+        with disk_faults_named(target):
+            try:
+                size_bytes = target.stat().st_size
+                target.unlink()
+            except FileNotFoundError:
+                return 0
+        return size_bytes
+
     def __str__(self) -> str:
         return str(self._root)
 

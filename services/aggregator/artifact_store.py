@@ -1,9 +1,10 @@
-"""Artifacts: files named by their SHA-256. What is in the store is whole and durable; nothing in it ever changes."""
+"""Artifacts: files named by their SHA-256. What is in the store is whole and durable, and never changes until it is
+deleted."""
 
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256 as sha256_of
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Protocol
 from fednano.errors import ArtifactCorrupt
 from fednano.wire.artifacts import file_sha256
 from services.aggregator.artifact_folder import LocalFolder
+from services.aggregator.artifact_holds import ArtifactHolds
 from services.aggregator.disk_faults import disk_faults_named
 
 
@@ -29,6 +31,9 @@ class ArtifactPlace(Protocol):
     def forget(self, sha256: str) -> bool:
         """Drops a copy whose bytes have changed; False where the file itself has."""
 
+    def delete(self, sha256: str) -> int:
+        """How many bytes that gave back: 0 where the place has no such file."""
+
     def __str__(self) -> str:
         """For people, without passwords."""
 
@@ -44,6 +49,7 @@ class ArtifactStore:
             shutil.rmtree(self._drafts, ignore_errors=True)
             self._drafts.mkdir(parents=True, exist_ok=True)
         self._place = LocalFolder(state / "artifacts") if place is None else place
+        self._holds = ArtifactHolds()
 
     @contextmanager
     def draft_folder(self) -> Iterator[Path]:
@@ -61,8 +67,9 @@ class ArtifactStore:
         self._place.adopt(file, sha256)
 
     def put(self, content: bytes) -> str:
-        """Stores the bytes, durably, and returns their SHA-256."""
+        """Stores the bytes, durably, and returns their SHA-256. They are not deleted before the next start."""
         sha256 = sha256_of(content).hexdigest()
+        self._holds.keep(sha256)
         with self.draft_folder() as folder:
             draft = folder / sha256
             with disk_faults_named(draft), draft.open("wb") as file:
@@ -71,6 +78,16 @@ class ArtifactStore:
                 os.fsync(file.fileno())
             self.adopt(draft, sha256)
         return sha256
+
+    @contextmanager
+    def naming(self, sha256s: Collection[str]) -> Iterator[None]:
+        """What the block adopts of these, and names in the database, is not deleted in between."""
+        with self._holds.holding(sha256s):
+            yield
+
+    def delete(self, sha256s: Sequence[str], find_needed: Callable[[Sequence[str]], Collection[str]]) -> int:
+        """Deletes those that nobody is naming and ``find_needed`` does not find needed; returns their bytes."""
+        return self._holds.delete(sha256s, find_needed, lambda free: sum(map(self._place.delete, free)))
 
     def path(self, sha256: str) -> Path:
         """A local file, not read. Raises ArtifactCorrupt where the artifact is missing."""

@@ -46,6 +46,7 @@ class Federation:
                 artifacts=self.artifacts,
                 changes=self.changes,
                 leases=self.leases,
+                keep_update_rounds=self.settings.keep_update_rounds,
             )
             task = asyncio.create_task(RunDriver(context).drive(), name=f"driver of {run}")
             task.add_done_callback(lambda _: self._tasks.pop(run, None))

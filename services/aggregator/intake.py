@@ -118,10 +118,11 @@ class Intake:
         for spec, file in zip(offer.header.artifacts, files, strict=True):
             with disk_faults_named(file):
                 check_tensors(offer.header.client, file, admission.shapes[spec.kind], spec.kind)
-        for spec, file in zip(offer.header.artifacts, files, strict=True):
-            self._federation.artifacts.adopt(file, spec.sha256)
-        with self._federation.store.transaction() as connection:
-            count = _record(connection, offer)
+        with self._federation.artifacts.naming([spec.sha256 for spec in offer.header.artifacts]):
+            for spec, file in zip(offer.header.artifacts, files, strict=True):
+                self._federation.artifacts.adopt(file, spec.sha256)
+            with self._federation.store.transaction() as connection:
+                count = _record(connection, offer)
         draft.drop()
         return count
 

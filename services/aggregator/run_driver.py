@@ -12,6 +12,7 @@ from fednano.names import RunName
 from fednano.rpc.retry import is_retryable
 from fednano.telemetry import get_logger
 from fednano.v1 import run_pb2 as pb
+from services.aggregator.pruning import UpdatePruning
 from services.aggregator.round_phases import RoundPhases
 from services.aggregator.run_context import RunContext
 from services.aggregator.steering import end_run
@@ -29,6 +30,7 @@ class RunDriver:
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
+        self._pruning = UpdatePruning(context)
 
     async def drive(self) -> None:
         """Returns when the run has ended, which it does whatever happens; only a cancelled driver leaves it open."""
@@ -86,6 +88,7 @@ class RunDriver:
             if await phases.await_clients(0):
                 self._start()
         else:
+            await self._pruning.prune()
             number, base = (0, "") if newest is None else (newest.name.number + 1, newest.merged_sha256)
             await phases.open(number, base)
 
@@ -112,6 +115,7 @@ class RunDriver:
         self._context.leases.forget(run)
         if newest is not None:
             await asyncio.to_thread(clear_drafts, self._context.state, newest.name)
+        await self._pruning.prune()
 
 
 async def _patiently(action: Callable[[], Awaitable[ResultT]]) -> ResultT:

@@ -24,6 +24,12 @@ class AggregatorSettings(ServiceSettings):
         description="URL of the folder of artifacts, such as file:///path or s3://bucket/folder; by default in the "
         "state folder",
     )
+    keep_update_rounds: int = Field(
+        10,
+        ge=0,
+        description="newest rounds of a run whose clients' updates are kept: older ones, which nothing reads any more, "
+        "are deleted; global adapters, digests and metrics stay. 0 keeps all",
+    )
     lease_s: float = Field(15.0, gt=0, description="seconds without a heartbeat after which a client counts as lost")
     poll_s: float = Field(20.0, gt=0, le=300, description="longest seconds that PollTask waits for work")
     ops_listen: str = Field(

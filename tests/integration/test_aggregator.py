@@ -157,3 +157,21 @@ async def test_a_run_is_created_once_and_only_if_it_can_be_run(aggregator: Aggre
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await create(channel, config)
         assert isinstance(from_rpc_error(raised.value, "the aggregator"), Unsupported)
+
+
+async def test_updates_of_old_rounds_leave_the_disk(tmp_path: Path) -> None:
+    """Of four rounds the last one's updates stay, and every global adapter."""
+    aggregator = AggregatorProcess(tmp_path / "state", "--keep-update-rounds", "1")
+    async with connect(await aggregator.start()) as channel:
+        await create(channel, run_config(rounds=4))
+        clients = await two_clients(channel, tmp_path)
+        await asyncio.gather(*(client.work() for client in clients))
+        await final_digest(channel)
+        listed = await RunServiceStub(channel).ListRounds(pb.ListRoundsRequest(parent="runs/test"), timeout=10)
+    assert aggregator.kill(signal.SIGTERM) == 0
+    merged = {turn.merged_adapter_sha256 for turn in listed.rounds}
+    # Two clients' adapters and Fisher information.
+    found = {path.stem for path in (tmp_path / "state" / "artifacts").rglob("*.safetensors")}
+    assert merged < found
+    assert len(found - merged) == 4
+    assert len(merged) == 5

@@ -201,3 +201,20 @@ def test_a_place_that_cannot_be_reached_is_unavailable(tmp_path: Path) -> None:
 
 def test_a_places_password_is_not_shown() -> None:
     assert without_password("sftp://user:secret@host:22/folder?token=x") == "sftp://***@host:22/folder"
+
+
+def test_a_deleted_artifact_is_gone_from_the_place_and_can_come_again(store: ArtifactStore, tmp_path: Path) -> None:
+    for name in ("once", "again"):
+        file = tmp_path / name
+        file.write_bytes(CONTENT)
+        store.adopt(file, SHA256)
+        assert store.verified_path(SHA256).read_bytes() == CONTENT
+        assert store.delete([SHA256, "0" * 64], lambda _: ()) == len(CONTENT)
+        with pytest.raises(ArtifactCorrupt, match="is missing"):
+            store.path(SHA256)
+
+
+def test_what_a_process_made_itself_is_not_deleted_by_it(store: ArtifactStore) -> None:
+    store.put(CONTENT)
+    assert store.delete([SHA256], lambda _: ()) == 0
+    assert store.verified_path(SHA256).read_bytes() == CONTENT
