@@ -110,7 +110,7 @@ class AggregatorServicer(pb_grpc.AggregatorServiceServicer):
                 clients.client_state(connection, client)
                 clients.check_not_evicted(connection, client)
             is_known = rounds.is_global_adapter(connection, run, request.sha256) or is_own_adapter(
-                connection, run, request.sha256
+                connection, run, request.sha256, client
             )
         if not is_known:
             raise ResourceNotFound(f"{request.run} has no adapter {request.sha256}: poll for a task", name=request.run)

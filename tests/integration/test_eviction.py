@@ -102,6 +102,47 @@ async def test_a_client_downloads_no_adapter_of_a_run_that_it_did_not_join(
         assert await refusal(other.stub.DownloadAdapter(request, timeout=10).read()) == "RESOURCE_NOT_FOUND"
 
 
+async def test_a_client_downloads_no_adapter_that_is_another_clients_own(
+    federation: SecureFederation, tmp_path: Path
+) -> None:
+    """Where nothing is merged, each client's adapter is its alone, whoever has learned the digest."""
+    config = run_config(rounds=2)
+    config.method = run_pb2.METHOD_LOCAL
+    async with (
+        channel_of(federation, Role.OPERATOR, "ops") as operators,
+        channel_of(federation, Role.CLIENT, "owner") as owners,
+        channel_of(federation, Role.CLIENT, "reader") as readers,
+    ):
+        request = rpb.CreateRunRequest(run_id="own", run=run_pb2.Run(config=config))
+        await RunServiceStub(operators).CreateRun(request, timeout=10)
+        pair = [RandomClient(owners, "owner", tmp_path), RandomClient(readers, "reader", tmp_path)]
+        sent = await own_adapters(pair)
+        for client, other in zip(pair, reversed(pair), strict=True):
+            mine, theirs = (
+                pb.DownloadAdapterRequest(run="runs/own", sha256=sent[one.client_id]) for one in (client, other)
+            )
+            assert (await client.stub.DownloadAdapter(mine, timeout=10).read()).header.sha256 == mine.sha256
+            assert await refusal(client.stub.DownloadAdapter(theirs, timeout=10).read()) == "RESOURCE_NOT_FOUND"
+
+
+async def own_adapters(clients: list[RandomClient]) -> dict[str, str]:
+    """What each has sent in round 1, once it starts round 2 from it."""
+    sent: dict[str, str] = {}
+    for client in clients:
+        await client.join()
+    for client in clients:
+        await client.evaluate((await client.poll()).evaluate)
+    for client in clients:
+        header, files = client.offer((await client.poll()).train)
+        # No Fisher information where nothing is merged.
+        del header.artifacts[1:]
+        await client.upload(header, files[:1])
+        sent[client.client_id] = header.artifacts[0].sha256
+    for client in clients:
+        assert (await client.poll()).train.adapter.sha256 == sent[client.client_id]
+    return sent
+
+
 @asynccontextmanager
 async def scene(federation: SecureFederation, run: str, folder: Path) -> AsyncIterator[Scene]:
     """A client at its TrainTask. The round stays open: it needs two clients, and the other one never answers."""

@@ -18,12 +18,15 @@ def start_from_own(connection: Connection, name: RoundName, first_sha256: str) -
             set_participation(connection, name, part.name, {"base_sha256": own})
 
 
-def is_own_adapter(connection: Connection, run: str, sha256: str) -> bool:
-    """Whether some client of the run starts from this adapter of its own. Only that client is told its digest."""
-    own = (PARTICIPANTS.c.base_sha256 != "") & (
-        (PARTICIPANTS.c.base_sha256 == sha256) | (PARTICIPANTS.c.adapter_sha256 == sha256)
-    )
-    return connection.execute(select(PARTICIPANTS.c.run).where((PARTICIPANTS.c.run == run) & own)).first() is not None
+def is_own_adapter(connection: Connection, run: str, sha256: str, client: ClientName | None) -> bool:
+    """Whether ``client`` starts from this adapter of its own; any client of the run where it is None, for then nobody
+    proves who he is.
+    """
+    own = (PARTICIPANTS.c.run == run) & (PARTICIPANTS.c.base_sha256 != "")
+    if client is not None:
+        own &= PARTICIPANTS.c.client == client.client
+    given = own & ((PARTICIPANTS.c.base_sha256 == sha256) | (PARTICIPANTS.c.adapter_sha256 == sha256))
+    return connection.execute(select(PARTICIPANTS.c.run).where(given)).first() is not None
 
 
 def gram_sha256s(connection: Connection, run: str) -> dict[str, str]:
