@@ -20,6 +20,7 @@ from fednano.errors import PeerUnavailable, SettingsInvalid
 from fednano.metrics import RpcMetrics
 from fednano.rpc.gate import Gate, GateTerms
 from fednano.rpc.interceptor import CallInterceptor
+from fednano.rpc.listening import parse_listen
 from fednano.rpc.server_files import own_files, revocation_list, server_credentials
 from fednano.rpc.traced import TraceInterceptor
 from fednano.security.pem_files import PemFiles
@@ -127,10 +128,7 @@ async def _add_health(server: grpc.aio.Server, services: Sequence[str]) -> healt
 
 
 def _bind(server: grpc.aio.Server, listen: str, files: PemFiles | None, *, asks_certificate: bool = True) -> str:
-    host, _, number = listen.rpartition(":")
-    # Of a larger one gRPC takes what is left over 65536, and serves there.
-    if not number.isdecimal() or int(number) > 65535:
-        raise SettingsInvalid(f"{'--listen' if asks_certificate else '--ops-listen'}: {listen!r} is no host:port")
+    host, _ = parse_listen(listen, "--listen" if asks_certificate else "--ops-listen")
     try:
         if files is None:
             log.warning(

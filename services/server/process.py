@@ -8,6 +8,7 @@ from fednano.metrics import RpcMetrics, new_registry, serve_metrics
 from fednano.model.language import LanguageModel
 from fednano.model.ranks import Ranks
 from fednano.rpc.gate import gate_terms
+from fednano.rpc.listening import check_can_serve
 from fednano.rpc.server import serving, until_signalled
 from fednano.telemetry import get_logger
 from fednano.v1.split_service_pb2_grpc import add_SplitServiceServicer_to_server
@@ -34,7 +35,9 @@ def run(settings: ServerSettings) -> None:
 
 async def serve(settings: ServerSettings, ranks: Ranks | None = None) -> None:
     """Serves until SIGTERM or SIGINT, for all ``ranks``."""
-    # Not in the model's thread, whose deadline is that of a pass: a large model takes minutes to read.
+    # A large model takes minutes to read: what is wrong with an address or a certificate is told before.
+    check_can_serve(settings.listen, settings.security)
+    # Not in the model's thread, whose deadline is that of a pass.
     model = await asyncio.to_thread(load_backbone, settings, ranks)
     with followers_of(model):
         settings = await asyncio.to_thread(_with_batching, settings, model)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,6 +38,23 @@ def test_it_writes_its_address_when_ready_and_ends_well_on_sigterm(tmp_path: Pat
         process.kill()
     assert process.returncode == 0
     assert b"Traceback" not in stderr
+
+
+def test_an_address_that_is_taken_is_told_before_the_model_is_read() -> None:
+    """There is no such model: whoever reads it first says so."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            command("--insecure", "--listen", listen, "--model", "no-such-model"),
+            cwd=REPOSITORY,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == f"services.server: cannot listen on {listen}: Address already in use\n"
 
 
 @pytest.mark.parametrize(
