@@ -85,9 +85,11 @@ class ArtifactStore:
         with self._holds.holding(sha256s):
             yield
 
-    def delete(self, sha256s: Sequence[str], find_needed: Callable[[Sequence[str]], Collection[str]]) -> int:
+    def delete(self, sha256s: Sequence[str], find_needed: Callable[[], Collection[str]]) -> int:
         """Deletes those that nobody is naming and ``find_needed`` does not find needed; returns their bytes."""
-        return self._holds.delete(sha256s, find_needed, lambda free: sum(map(self._place.delete, free)))
+        with self._holds.condemning(sha256s) as free:
+            needed = find_needed()
+            return sum(self._place.delete(sha256) for sha256 in free if sha256 not in needed)
 
     def path(self, sha256: str) -> Path:
         """A local file, not read. Raises ArtifactCorrupt where the artifact is missing."""

@@ -1,7 +1,6 @@
 """Deleting what clients sent in rounds that were merged long ago: nothing reads it again, and a disk is finite."""
 
 import asyncio
-from collections.abc import Sequence
 
 from fednano.errors import WireError
 from fednano.telemetry import get_logger
@@ -11,8 +10,6 @@ from services.aggregator.store import rounds, runs
 from services.aggregator.store.prunable import needed_sha256s, update_sha256s
 
 log = get_logger("aggregator.pruning")
-# Looked up and deleted at a time: uploads wait meanwhile.
-BATCH = 200
 
 
 class UpdatePruning:
@@ -45,15 +42,14 @@ class UpdatePruning:
             last -= 1
         if is_local or last <= self._done:
             return
+        first = self._done + 1
         with self._context.store.transaction() as connection:
-            old = update_sha256s(connection, run, self._done + 1, last)
-        deleted_bytes = sum(self._delete(old[start : start + BATCH], last) for start in range(0, len(old), BATCH))
-        log.info("pruned", rounds=f"{self._done + 1} to {last}", deleted_bytes=deleted_bytes)
-        self._done = last
+            old = update_sha256s(connection, run, first, last)
 
-    def _delete(self, sha256s: Sequence[str], last: int) -> int:
-        def find_needed(free: Sequence[str]) -> set[str]:
+        def find_needed() -> set[str]:
             with self._context.store.transaction() as connection:
-                return needed_sha256s(connection, free, self._context.run, last)
+                return needed_sha256s(connection, run, first, last)
 
-        return self._context.artifacts.delete(sha256s, find_needed)
+        deleted_bytes = self._context.artifacts.delete(sorted(old), find_needed)
+        log.info("pruned", rounds=f"{first} to {last}", deleted_bytes=deleted_bytes)
+        self._done = last

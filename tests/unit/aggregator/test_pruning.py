@@ -48,34 +48,28 @@ def keep(context: RunContext, content: bytes) -> str:
     return digest(content)
 
 
-def add_run(
-    context: RunContext, run: str, round_count: int, *, mark: str = "", config: run_pb2.RunConfig | None = None
-) -> None:
+def add_run(context: RunContext, run: str, round_count: int, *, config: run_pb2.RunConfig | None = None) -> None:
     """A run whose client a has sent an adapter, Fisher information and, in round 1, Gram matrices."""
-    client = ClientName(run=run, client="a")
     with context.store.transaction() as connection:
         runs.insert_run(connection, run, "", config or run_config(), "")
+        client = ClientName(run=run, client="a")
         clients.put_client(connection, client, display_name="", example_count=1, parameter_counts={})
     for number in range(1, round_count + 1):
-        name, words = RoundName(run=run, number=number), f"{mark}{number}".encode()
-        sent = [keep(context, content) for content in (words, FISHER + words)]
-        gram = keep(context, GRAM + words) if number == 1 else ""
-        with context.store.transaction() as connection:
-            rounds.open_round(
-                connection, name, state=TRAINING, clients=["a"], base_sha256=keep(context, BASE), deadline_s=0.0
-            )
-            participants.record_update(
-                connection,
-                name,
-                client,
-                example_count=1,
-                metrics={},
-                adapter_sha256=sent[0],
-                fisher_sha256=sent[1],
-                gram_sha256=gram,
-            )
-            rounds.set_merged(connection, name, keep(context, MERGED + words))
-            rounds.set_round_state(connection, name, SUCCEEDED)
+        add_round(context, run, number)
+
+
+def add_round(context: RunContext, run: str, number: int, words: bytes = b"") -> None:
+    """``words`` are the adapter's bytes; the number where nothing else is said."""
+    name, words = RoundName(run=run, number=number), words or str(number).encode()
+    sent = {"adapter_sha256": keep(context, words), "fisher_sha256": keep(context, FISHER + words)}
+    gram = {"gram_sha256": keep(context, GRAM + words)} if number == 1 else {}
+    with context.store.transaction() as connection:
+        base = keep(context, BASE)
+        rounds.open_round(connection, name, state=TRAINING, clients=["a"], base_sha256=base, deadline_s=0.0)
+        client = ClientName(run=run, client="a")
+        participants.record_update(connection, name, client, example_count=1, metrics={}, **sent, **gram)
+        rounds.set_merged(connection, name, keep(context, MERGED + words))
+        rounds.set_round_state(connection, name, SUCCEEDED)
 
 
 def kept(context: RunContext, contents: Sequence[bytes]) -> list[bytes]:
@@ -104,6 +98,24 @@ async def test_a_round_under_way_is_not_one_of_those_kept(context: RunContext) -
         rounds.open_round(connection, name, state=TRAINING, clients=["a"], base_sha256=digest(BASE), deadline_s=0.0)
     await UpdatePruning(context).prune()
     assert kept(context, [b"1", b"2"]) == [b"2"]
+
+
+async def test_later_prunings_take_the_rounds_that_came_since(context: RunContext) -> None:
+    add_run(context, "r", 2)
+    pruning = UpdatePruning(context)
+    await pruning.prune()
+    for number in (3, 4):
+        add_round(context, "r", number)
+    await pruning.prune()
+    assert kept(context, [b"1", b"2", b"3", b"4"]) == [b"4"]
+
+
+async def test_bytes_that_a_client_sends_again_stay(context: RunContext) -> None:
+    """As one does whose training changes nothing."""
+    add_run(context, "r", 2)
+    add_round(context, "r", 3, words=b"1")
+    await UpdatePruning(context).prune()
+    assert kept(context, [b"1", b"2"]) == [b"1"]
 
 
 async def test_bytes_that_another_run_names_stay(context: RunContext) -> None:
@@ -138,7 +150,7 @@ async def test_0_keeps_all(context: RunContext) -> None:
 
 async def test_what_a_killed_process_left_is_deleted_by_the_next(context: RunContext) -> None:
     add_run(context, "r", 3)
-    context.artifacts.delete([digest(b"1")], lambda _: ())
+    context.artifacts.delete([digest(b"1")], frozenset)
     await UpdatePruning(context).prune()
     assert kept(context, [b"1", FISHER + b"1", b"2", b"3"]) == [b"3"]
 
@@ -162,9 +174,9 @@ def test_what_is_about_to_be_named_is_not_deleted(context: RunContext) -> None:
     """A twin's update with the same bytes is found there; it is recorded a moment later."""
     sha256 = keep(context, b"1")
     with context.artifacts.naming([sha256]):
-        assert context.artifacts.delete([sha256], lambda _: ()) == 0
+        assert context.artifacts.delete([sha256], frozenset) == 0
     assert kept(context, [b"1"]) == [b"1"]
-    assert context.artifacts.delete([sha256], lambda _: ()) == 1
+    assert context.artifacts.delete([sha256], frozenset) == 1
     assert kept(context, [b"1"]) == []
 
 
@@ -172,7 +184,7 @@ def test_nobody_begins_to_name_while_it_is_looked_up_and_deleted(context: RunCon
     sha256, order = keep(context, b"1"), list[str]()
     is_looking, go_on = threading.Event(), threading.Event()
 
-    def find_needed(_: Sequence[str]) -> tuple[str, ...]:
+    def find_needed() -> tuple[str, ...]:
         is_looking.set()
         assert go_on.wait(10)
         order.append("looked up")
@@ -182,14 +194,20 @@ def test_nobody_begins_to_name_while_it_is_looked_up_and_deleted(context: RunCon
         with context.artifacts.naming([sha256]):
             order.append("named")
 
+    def name_another() -> None:
+        with context.artifacts.naming(["0" * 64]):
+            order.append("another")
+
     deleting = threading.Thread(target=lambda: context.artifacts.delete([sha256], find_needed))
     deleting.start()
     assert is_looking.wait(10)
     naming = threading.Thread(target=name)
     naming.start()
     naming.join(0.2)
+    # Who brings other bytes does not wait.
+    name_another()
     go_on.set()
     for thread in (deleting, naming):
         thread.join(10)
-    assert order == ["looked up", "named"]
+    assert order == ["another", "looked up", "named"]
     assert kept(context, [b"1"]) == []
