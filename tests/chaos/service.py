@@ -33,8 +33,11 @@ class Service:
 
     @classmethod
     def aggregator(cls, folder: Path, *flags: str, state: Path | None = None) -> Self:
-        """Leases outlast any restart, so that what differs from an undisturbed run is a fault and not a lost client."""
-        program = ["-m", "services.aggregator", "--state", str(state or folder / "state"), "--lease-s", "60", *flags]
+        """Leases outlast any restart, so that what differs from an undisturbed run is a fault and not a lost client. Of
+        updates it keeps as few as it can: what is deleted too early is missed.
+        """
+        program = ["-m", "services.aggregator", "--state", str(state or folder / "state"), "--lease-s", "60"]
+        program += ["--keep-update-rounds", "1", *flags]
         return cls("aggregator", program, folder)
 
     def launch(self) -> None:
