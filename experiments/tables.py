@@ -16,11 +16,13 @@ def to_markdown(results: Results, plots: Iterable[str]) -> str:
     rows = results.rows
     clients = _client_columns(rows)
     header = ["", *(f"C{number}" for number in range(1, len(clients) + 1)), "average, %", "difference", "to", "seeds"]
-    header += ["MB a run", "learning rate"]
+    # A simulated run sends nothing.
+    sends = any(row.sent_bytes is not None for row in rows)
+    header += ["MB a run", "learning rate"] if sends else ["learning rate"]
     lines = [f"# {results.title}", ""]
     lines += ["Accuracy in percent on each client's own test split, mean over seeds ± half a 95 % Student-t interval;"]
     lines += ["`difference` is paired by seed, in points. Its interval holds zero unless it is bold.", ""]
-    lines += markdown_table(header, [_cells(row, clients) for row in rows])
+    lines += markdown_table(header, [_cells(row, clients, sends) for row in rows])
     lines += ["", f"Before training: {_percent(rows[0].untrained)} %.", "", results.note, ""]
     lines += [f"![{plot}]({plot})" for plot in plots]
     if results.rates:
@@ -41,7 +43,7 @@ def to_table(results: Results) -> Table:
     table = Table("", "average, %", "difference", "to", "seeds", title=results.title)
     for row in results.rows:
         # Bold in Markdown is no bold in a terminal.
-        table.add_row(*(cell.replace("**", "") for cell in _cells(row, [])[:5]))
+        table.add_row(*(cell.replace("**", "") for cell in _cells(row, [], sends=False)[:5]))
     return table
 
 
@@ -50,8 +52,9 @@ def _client_columns(rows: Sequence[Row]) -> list[str]:
     return names[0] if all(each == names[0] for each in names) and len(names[0]) <= MOST_CLIENT_COLUMNS else []
 
 
-def _cells(row: Row, clients: Sequence[str]) -> list[str]:
+def _cells(row: Row, clients: Sequence[str], sends: bool) -> list[str]:
     difference = _points(row.difference) if row.difference else ""
+    megabytes = "" if row.sent_bytes is None else f"{row.sent_bytes / 1e6:.1f}"
     return [
         row.label,
         *(f"{100 * row.per_client[name].mean:.1f}" for name in clients),
@@ -59,7 +62,7 @@ def _cells(row: Row, clients: Sequence[str]) -> list[str]:
         f"{difference}, same bits" if row.same_bits else difference,
         row.baseline or "" if row.difference else "",
         str(row.accuracy.count),
-        "" if row.sent_bytes is None else f"{row.sent_bytes / 1e6:.1f}",
+        *([megabytes] if sends else []),
         f"{row.learning_rate:g}",
     ]
 

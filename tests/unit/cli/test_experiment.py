@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from experiments.cells import Cell
-from experiments.definitions import COST, METHODS, Experiment
+from experiments.definitions import COST, GRAM_STUDY, METHODS, Experiment
 from experiments.outcomes import Outcome, save_outcome
 from experiments.results import Results
 from fednano.cli.app import app
@@ -69,6 +69,21 @@ def test_each_arm_is_tested_at_the_rate_that_is_best_on_validation(tmp_path: Pat
     assert "learning_rate" not in written["settings"]
     text = (tmp_path / "table.md").read_text()
     assert "| FedAvg | 80.0 | 70.0 |" in text or "| FedAvg | 70.0 | 80.0 |" in text
+
+
+def test_an_arm_can_take_the_rate_that_another_setting_was_swept_at(tmp_path: Path) -> None:
+    """K = 10 is never swept: it is tested at the rate that was best at K = 5, which nothing else has cells for."""
+    labels = ("FedAvg, alpha = 1, K = 10", "FedNano-Gram, alpha = 1, K = 10")
+    study = replace(GRAM_STUDY, arms=tuple(arm for arm in GRAM_STUDY.arms if arm.label in labels))
+    for method, best in (("fedavg", 0.008), ("fednano_gram", 0.003)):
+        for rate in RATES:
+            for seed in VALIDATION_SEEDS:
+                cell = Cell(method=method, seed=seed, split="val", learning_rate=rate)
+                finish(tmp_path / "cells", cell, 0.8 if rate == best else 0.7)
+        for seed in SEEDS:
+            finish(tmp_path / "cells", Cell(method=method, seed=seed, clients=10, learning_rate=best), 0.75)
+    found = run(study, tmp_path, RATES)
+    assert [row.learning_rate for row in found.rows] == [0.008, 0.003]
 
 
 def test_the_cost_has_the_papers_figures_and_the_measured_ones(tmp_path: Path) -> None:

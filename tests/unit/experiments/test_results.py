@@ -118,3 +118,29 @@ def test_a_terminal_shows_no_markdown() -> None:
     rows = make_rows(METHODS, outcomes({"FedAvg": [0.5, 0.9], "FedNano": [0.6, 1.01]}))
     shown = [cell for column in to_table(results(METHODS, rows)).columns for cell in column.cells]
     assert "+10.5 ± 6.4" in shown
+
+
+def test_runs_that_sent_nothing_say_so_and_have_no_bytes() -> None:
+    served = outcomes({"FedAvg": [0.5, 0.9]})
+    simulated = {
+        "FedAvg": [replace(one, simulated=True, report={**one.report, "bytes": {}}) for one in served["FedAvg"]]
+    }
+    rows = make_rows(METHODS, simulated)
+    assert (rows[0].sent_bytes, rows[0].bytes) == (None, {})
+    text = to_markdown(replace(results(METHODS, rows), simulated=2), [])
+    assert "MB a run" not in text
+    assert "2 of the 2 runs in one process" in text
+    mixed = make_rows(METHODS, {"FedAvg": [simulated["FedAvg"][0], served["FedAvg"][1]]})
+    assert mixed[0].sent_bytes == 3_000_000
+    text = to_markdown(results(METHODS, make_rows(METHODS, served)), [])
+    assert "MB a run" in text
+    assert "in one process" not in text
+
+
+def test_an_outcome_says_whether_it_was_simulated(tmp_path: Path) -> None:
+    one = outcome(Cell(method="fedavg"), 0.5, 0.5)
+    for simulated in (True, False):
+        save_outcome(tmp_path, replace(one, simulated=simulated))
+        found = load_outcome(tmp_path, one.cell)
+        assert found is not None
+        assert found.simulated is simulated
